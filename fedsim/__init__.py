@@ -1,0 +1,1 @@
+"""fedsim: federated-learning simulation for fairness research."""

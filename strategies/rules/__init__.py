@@ -1,0 +1,94 @@
+"""Aggregation rules: one file each, pure mathematics on what the clients of a round sent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.plugins import Plugin
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What the clients of one round sent, a row each, in request order.
+
+    Attributes:
+        updates: Pseudo-gradients theta_received - theta_local (or gradients), [K, D] float32 or float64.
+        losses: Mean training loss at the received weights on the whole shard, [K] float64.
+        weights: Shares of the examples n_k / sum n, [K] float64, sum 1.
+        clients: The clients' numbers, K of them.
+        reports: Further numbers that a rule asked its clients for, each [K] float64.
+    """
+
+    updates: Tensor
+    losses: Tensor
+    weights: Tensor
+    clients: tuple[int, ...]
+    reports: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        updates: Tensor, losses: Tensor, weights: Tensor | None = None, **reports: Tensor
+    ) -> Cohort:
+        """Build a cohort of clients 0..K-1 with equal weights unless told otherwise."""
+        count = len(updates)
+        shares = torch.full((count,), 1.0 / count, dtype=torch.float64) if weights is None else weights
+        return Cohort(updates, losses.double(), shares.double(), tuple(range(count)), reports)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What the server steps along: theta <- theta - server_lr * vector.
+
+    Attributes:
+        vector: [D], the dtype of the updates.
+        weights: Factor of each client's update in `vector`, [K] float64, or None if it is no weighted sum.
+        info: Numbers and words about this round for the run record.
+    """
+
+    vector: Tensor
+    weights: Tensor | None = None
+    info: Mapping[str, float | str] = field(default_factory=dict)
+
+
+class AnyRule(Plugin, ABC):
+    """What every rule has, with memory or without.
+
+    Attributes:
+        needs: Reports the clients must send beside loss and number of examples.
+        inherits: Options taken from elsewhere in the scenario when not given ("client_lr": "client.lr").
+    """
+
+    noun: ClassVar[str] = "rule"
+    needs: ClassVar[tuple[str, ...]] = ()
+    inherits: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def default_server_lr(self) -> float:
+        """Server learning rate when the scenario names none."""
+        return 1.0
+
+
+class Rule(AnyRule):
+    """A rule whose direction depends on this round alone."""
+
+    @abstractmethod
+    def direction(self, cohort: Cohort) -> Direction:
+        """Return the direction of this round."""
+
+
+class MemoryRule(AnyRule):
+    """A rule with memory, passed in and handed back; it is plain data that a checkpoint can hold."""
+
+    @abstractmethod
+    def initial_memory(self) -> dict[str, Any]:
+        """Return the memory before the first round."""
+
+    @abstractmethod
+    def direction(self, cohort: Cohort, memory: dict[str, Any]) -> tuple[Direction, dict[str, Any]]:
+        """Return the direction of this round and the memory for the next."""
