@@ -11,6 +11,20 @@ import torch
 from torch import Tensor
 
 from fedsim.plugins import Plugin
+from strategies import kernel
+
+
+class NonFiniteUpdateError(ValueError):
+    """Some clients sent an update that is not finite.
+
+    Attributes:
+        rows: Which rows of the cohort.
+    """
+
+    def __init__(self, rows: tuple[int, ...], clients: tuple[int, ...]) -> None:
+        self.rows = rows
+        named = ", ".join(f"client {clients[row]}" for row in rows)
+        super().__init__(f"non-finite update from {named}")
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,7 @@ class Cohort:
         weights: Shares of the examples n_k / sum n, [K] float64, sum 1.
         clients: The clients' numbers, K of them.
         reports: Further numbers that a rule asked its clients for, each [K] float64.
+        server_lr: Learning rate the server will step with.
     """
 
     updates: Tensor
@@ -30,15 +45,51 @@ class Cohort:
     weights: Tensor
     clients: tuple[int, ...]
     reports: Mapping[str, Tensor] = field(default_factory=dict)
+    server_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.updates.ndim != 2 or len(self.updates) == 0:
+            raise ValueError(f"updates must be [K, D] with K > 0, got {tuple(self.updates.shape)}")
+        for name, column in {"losses": self.losses, "weights": self.weights, **self.reports}.items():
+            if column.shape != (len(self.updates),):
+                raise ValueError(f"{name} must be [{len(self.updates)}], got {tuple(column.shape)}")
+            for row in torch.nonzero(~torch.isfinite(column) | (column < 0)).flatten().tolist():
+                raise ValueError(
+                    f"client {self.clients[row]}: {name} must be finite and not negative, got {float(column[row])}"
+                )
 
     @staticmethod
-    def of(
-        updates: Tensor, losses: Tensor, weights: Tensor | None = None, **reports: Tensor
-    ) -> Cohort:
+    def of(updates: Tensor, losses: Tensor, weights: Tensor | None = None, **reports: Tensor) -> Cohort:
         """Build a cohort of clients 0..K-1 with equal weights unless told otherwise."""
         count = len(updates)
-        shares = torch.full((count,), 1.0 / count, dtype=torch.float64) if weights is None else weights
+        shares = torch.full((count,), 1.0 / max(count, 1), dtype=torch.float64) if weights is None else weights
         return Cohort(updates, losses.double(), shares.double(), tuple(range(count)), reports)
+
+    def gram(self) -> Tensor:
+        """Return the inner products of the updates, [K, K] float64 on the CPU.
+
+        Raises:
+            NonFiniteUpdateError: Names the clients.
+        """
+        product = kernel.gram(self.updates).cpu()
+        self._refuse(~torch.isfinite(product.diagonal()))
+        return product
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Return weights @ updates, [D], accumulated in float64.
+
+        Raises:
+            NonFiniteUpdateError: Names the clients.
+        """
+        vector = kernel.combine(weights, self.updates)
+        # Looking at D sums first keeps the common case free of a pass over the K x D updates.
+        if not bool(torch.isfinite(vector).all()):
+            self._refuse(~torch.isfinite(self.updates).all(dim=1))
+        return vector
+
+    def _refuse(self, bad: Tensor) -> None:
+        if bool(bad.any()):
+            raise NonFiniteUpdateError(tuple(torch.nonzero(bad).flatten().tolist()), self.clients)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,192 @@
+"""The kernel that nearly every fair rule shares: Gram matrix -> K weights -> weighted sum.
+
+Only the Gram matrix and the weighted sum touch the K x D updates, in float64 blocks over D, so memory stays
+bounded; everything else is K x K. AdaFed (arXiv 2401.04993, eqs. 5, 6, 12-14) and DQN-Fed (arXiv 2501.10877)
+are one solve of that K x K system: their orthogonalised min-norm direction satisfies <d, g_k> = c_k ||d||^2,
+which has the closed form d = x / ||x||^2, x = G^T M^-1 c, M = G G^T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+Mode = Literal["exact", "convex", "stationary"]
+
+BLOCK_BYTES = 32 * 2**20
+"""Size of one float64 block of the updates."""
+
+ZERO_GRADIENT = 1e-12
+"""A row is zero when its norm is below this share of the largest."""
+
+RANK_CUT = 1e-14
+"""Eigenvalues of the unit-diagonal Gram below this times K count as zero: float64 rounding of the Gram itself."""
+
+RATE_TOLERANCE = 1e-6
+"""The exact solution is accepted when it reaches the rates asked for to this relative error."""
+
+STATIONARY = 1e-14
+"""The hull contains the origin when its min-norm point is this small beside its vertices (squared norms)."""
+
+
+@dataclass(frozen=True)
+class CommonDescent:
+    """Weights of a common descent direction d = weights @ G.
+
+    Attributes:
+        weights: [K] float64; may be negative in mode "exact".
+        mode: "exact": <d, g_k> = c_k ||d||^2 for every row kept. "convex": no such d exists, and d is the
+            min-norm point of conv{g_k / c_k}: <d, g_k> >= c_k ||d||^2. "stationary": that hull contains the
+            origin, no common descent direction exists, and the weights are zero.
+        cond: Condition number of the Gram matrix of the rows kept, scaled to unit diagonal.
+        rank: Numerical rank of that matrix.
+        dropped: Rows whose gradient is zero beside the largest; they get weight 0.
+    """
+
+    weights: Tensor
+    mode: Mode
+    cond: float
+    rank: int
+    dropped: tuple[int, ...]
+
+
+def gram(updates: Tensor) -> Tensor:
+    """Return the inner products of the rows, accumulated in float64.
+
+    Args:
+        updates: [K, D] float32 or float64.
+
+    Returns:
+        [K, K] float64 on the device of the updates.
+    """
+    num_rows = len(updates)
+    product = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=updates.device)
+    for block in _blocks(updates):
+        wide = block.double()
+        product.addmm_(wide, wide.T)
+    return product
+
+
+def combine(weights: Tensor, updates: Tensor) -> Tensor:
+    """Return weights @ updates, accumulated in float64.
+
+    Args:
+        weights: [K] float64.
+        updates: [K, D] float32 or float64.
+
+    Returns:
+        [D] in the dtype of the updates.
+    """
+    factors = weights.to(updates.device, torch.float64)
+    parts = [(factors @ block.double()).to(updates.dtype) for block in _blocks(updates)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def common_descent(gram: Tensor, rates: Tensor) -> CommonDescent:
+    """Return the direction along which each loss falls at a prescribed relative rate.
+
+    The projection of the origin on the affine hull of the scaled rows g_k / c_k (algorithm sheet A1): equal to
+    the papers' Gram-Schmidt recursion wherever that is defined, independent of the order of the rows, and
+    followed by the min-norm point of the convex hull where the affine one has no solution.
+
+    Args:
+        gram: M = G G^T, [K, K] float64.
+        rates: c_k >= 0, [K].
+
+    Raises:
+        ValueError: Non-finite input or a negative rate.
+    """
+    matrix, wanted = _checked(gram, rates)
+    norms = np.sqrt(np.diag(matrix))
+    largest = norms.max()
+    kept = np.flatnonzero(norms > ZERO_GRADIENT * largest) if largest > 0 else np.arange(0)
+    dropped = tuple(int(row) for row in np.setdiff1d(np.arange(len(norms)), kept))
+    if len(kept) == 0 or not wanted[kept].any():
+        return CommonDescent(torch.zeros(len(norms), dtype=torch.float64), "stationary", np.inf, 0, dropped)
+    sub, scale, target = matrix[np.ix_(kept, kept)], norms[kept], wanted[kept]
+    solved, cond, rank = _solve(sub / np.outer(scale, scale), target / scale)
+    mode: Mode = "exact"
+    if solved is not None:
+        factors = solved / scale
+        factors /= target @ factors
+    else:
+        factors, mode = _convex(sub, target)
+    weights = np.zeros(len(norms))
+    weights[kept] = factors
+    return CommonDescent(torch.from_numpy(weights), mode, cond, rank, dropped)
+
+
+def min_norm_weights(gram: Tensor) -> Tensor:
+    """Return the weights of the shortest vector in the convex hull of the rows (MGDA).
+
+    min ||L w||^2 + (1 - sum w)^2 over w >= 0 with L^T L = M has the same minimiser up to scale, and is a
+    non-negative least-squares problem: an active-set method solves it to rounding.
+
+    Args:
+        gram: M, [K, K] float64, positive semi-definite.
+
+    Returns:
+        [K] float64, non-negative, sum 1.
+    """
+    matrix, _ = _checked(gram, torch.zeros(len(gram)))
+    return torch.from_numpy(_min_norm(matrix))
+
+
+def _solve(scaled: np.ndarray, target: np.ndarray) -> tuple[np.ndarray | None, float, int]:
+    """Solve a unit-diagonal Gram system; None when the right side is out of its range."""
+    values, vectors = np.linalg.eigh(scaled)
+    cut = RANK_CUT * len(values) * values[-1]
+    used = values > cut
+    cond = float(values[-1] / values[0]) if used.all() else np.inf
+    inverse = vectors[:, used] / values[used] @ vectors[:, used].T
+    solution = inverse @ target
+    solution += inverse @ (target - scaled @ solution)
+    reached = scaled @ solution
+    if np.abs(reached - target).max() > RATE_TOLERANCE * np.abs(target).max() or target @ solution <= 0:
+        return None, cond, int(used.sum())
+    return solution, cond, int(used.sum())
+
+
+def _convex(matrix: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, Mode]:
+    # A rate of zero would put that vertex at infinity; far away is enough.
+    divisors = np.maximum(rates, 1e-6 * rates.max())
+    hull = matrix / np.outer(divisors, divisors)
+    simplex = _min_norm(hull)
+    if simplex @ hull @ simplex <= STATIONARY * np.diag(hull).mean():
+        return np.zeros(len(rates)), "stationary"
+    return simplex / divisors, "convex"
+
+
+def _min_norm(matrix: np.ndarray) -> np.ndarray:
+    norms = np.sqrt(np.maximum(np.diag(matrix), 0.0))
+    zero = norms <= ZERO_GRADIENT * norms.max()
+    if zero.any():  # the origin is a vertex
+        return zero / zero.sum()
+    values, vectors = np.linalg.eigh(matrix / norms.min() ** 2)
+    factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+    system = np.vstack([factor, np.ones(len(matrix))])
+    solution, _ = nnls(system, np.append(np.zeros(len(matrix)), 1.0), maxiter=30 * len(matrix))
+    return np.asarray(solution / solution.sum())
+
+
+def _checked(gram: Tensor, rates: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    matrix = gram.detach().cpu().double().numpy()
+    wanted = rates.detach().cpu().double().numpy()
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or wanted.shape != matrix.shape[:1]:
+        raise ValueError(f"gram must be [K, K] and rates [K], got {matrix.shape} and {wanted.shape}")
+    if not (np.isfinite(matrix).all() and np.isfinite(wanted).all()):
+        raise ValueError("gram and rates must be finite")
+    if (wanted < 0).any():
+        row = int(np.flatnonzero(wanted < 0)[0])
+        raise ValueError(f"rates must not be negative, got {wanted[row]} in row {row}")
+    return matrix, wanted
+
+
+def _blocks(updates: Tensor) -> tuple[Tensor, ...]:
+    width = max(1, BLOCK_BYTES // (8 * max(1, len(updates))))
+    return updates.split(width, dim=1)

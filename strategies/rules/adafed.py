@@ -1,0 +1,54 @@
+"""AdaFed: every loss falls, the larger ones faster (Mohajer Hamidi, Yang, TMLR 2024, arXiv 2401.04993)."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from strategies.certificate import certificate
+from strategies.kernel import common_descent
+from strategies.rules import Cohort, Direction, Rule
+
+
+@final
+class AdaFed(Rule):
+    """Steps along the common descent direction with <d, g_k> = c_k ||d||^2, c_k = f_k^gamma (eqs. 5, 6, 12-14).
+
+    The published step grows like 1/c as losses fall. `scale` chooses a server step; the direction is the same.
+
+    Attributes:
+        gamma: Exponent of the loss; 0 asks for equal rates.
+        scale: "raw": c as published. "min": c / min c, the step of the descent theorem, eta <= (2/L) min c.
+            "mean": c / mean c. "norm": d rescaled to the norm of the mean update.
+    """
+
+    gamma: NonNegativeFloat = 1.0
+    scale: Literal["raw", "min", "mean", "norm"] = "mean"
+
+    def direction(self, cohort: Cohort) -> Direction:
+        """Return d = x / ||x||^2, x = G^T M^-1 c, in the chosen scale."""
+        gram = cohort.gram()
+        rates = self._rates(cohort.losses)
+        solution = common_descent(gram, rates)
+        weights = solution.weights
+        if self.scale == "norm":
+            weights = weights * _norm_ratio(gram, weights)
+        facts = certificate(gram, weights, rates)
+        info = {**facts, "cond": solution.cond, "mode": solution.mode, "num_dropped": float(len(solution.dropped))}
+        return Direction(cohort.combine(weights), weights, info)
+
+    def _rates(self, losses: Tensor) -> Tensor:
+        rates = losses**self.gamma
+        positive = rates[rates > 0]
+        if len(positive) == 0 or self.scale in ("raw", "norm"):
+            return rates
+        return rates / (positive.min() if self.scale == "min" else rates.mean())
+
+
+def _norm_ratio(gram: Tensor, weights: Tensor) -> float:
+    mean = torch.full_like(weights, 1.0 / len(weights))
+    length = weights @ gram @ weights
+    return float((mean @ gram @ mean / length).sqrt()) if length > 0 else 1.0
