@@ -60,7 +60,7 @@ def find(family: str, name: str, base: type[PluginT]) -> type[PluginT]:
     known = names(family)
     if name not in known:
         raise UnknownPluginError(
-            f'no such {noun(base)} "{name}"{nearest(name, known)}; there are {", ".join(known)}'
+            f'no such {noun(base)} "{name}"{nearest(name, known)} there are {", ".join(known)}'
         )
     module = importlib.import_module(f"{family}.{name}")
     found = [
@@ -75,13 +75,13 @@ def find(family: str, name: str, base: type[PluginT]) -> type[PluginT]:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return '; did you mean "x"?' for the known name closest to `name`, or nothing.
+    """Return '; did you mean "x"?' for the known name closest to `name`, or ';'.
 
     >>> nearest("qfedvg", ["fedavg", "qfedavg"])
     '; did you mean "qfedavg"?'
     """
     close = difflib.get_close_matches(name, known, n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    return f'; did you mean "{close[0]}"?' if close else ";"
 
 
 def noun(base: type[Plugin]) -> str:

@@ -124,6 +124,10 @@ class AnyRule(Plugin, ABC):
         """Server learning rate when the scenario names none."""
         return 1.0
 
+    def conflicts(self, local_epochs: int) -> list[str]:  # noqa: ARG002
+        """Return what in the options does not go with the clients' training, each "option: problem"."""
+        return []
+
 
 class Rule(AnyRule):
     """A rule whose direction depends on this round alone."""

@@ -56,6 +56,12 @@ class DQNFed(MemoryRule):
         """0.2 for the aligned step, which diverges at 1; 1 for the published one."""
         return 0.2 if self.step == "aligned" else 1.0
 
+    def conflicts(self, local_epochs: int) -> list[str]:
+        """Local pairs need two ends of epochs at least."""
+        if self.pairs_from == "local" and local_epochs < 2:
+            return [f'pairs_from: "local" needs client.local_epochs >= 2, got {local_epochs}; use "rounds"']
+        return []
+
     def initial_memory(self) -> dict[str, Any]:
         """Return the safeguard's empty model of the mean loss."""
         return {}

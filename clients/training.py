@@ -1,0 +1,228 @@
+"""Local training and evaluation: PyTorch only, so that it runs and can be measured without Flower and Ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from clients import quasi_newton
+from fedsim.datasets import Split
+from fedsim.metrics import Metric
+from fedsim.parameters import FlatNetwork
+
+if TYPE_CHECKING:
+    from fedsim.scenario import ClientSettings
+
+CHUNK = 2048
+"""Examples per forward pass where no gradient step follows; fixed, because it decides the last bits of a sum."""
+
+State = dict[str, Tensor]
+"""What a client keeps between rounds."""
+
+
+@dataclass(frozen=True)
+class QuasiNewton:
+    """How a client finds its quasi-Newton rate c = g^T H g (DQN-Fed).
+
+    Attributes:
+        pairs: L-BFGS pairs kept.
+        from_rounds: Pairs from the weights received at successive participations, else from local epochs.
+        final_gradient: Send the full gradient at the last local iterate in place of the update.
+    """
+
+    pairs: int
+    from_rounds: bool
+    final_gradient: bool
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one client's local training gives.
+
+    Attributes:
+        update: theta_received - theta_local, or the full-batch gradient when local_epochs = 0, [D].
+        report: Numbers for the server: loss (at the received weights, on the whole train shard, the L2 term
+            included), loss-after, steps, num-examples, and what the rule asked for.
+        state: What the client keeps for its next round.
+    """
+
+    update: Tensor
+    report: Mapping[str, float]
+    state: State = field(default_factory=dict)
+
+
+def fit_each(
+    model: FlatNetwork,
+    theta: Tensor,
+    train: Split,
+    settings: ClientSettings,
+    lr: float,
+    generator: torch.Generator,
+    newton: QuasiNewton | None = None,
+    state: State | None = None,
+) -> Fit:
+    """Train one client from the received weights.
+
+    Args:
+        model: Resident network; its parameters are overwritten.
+        theta: Received weights, [D].
+        train: The client's train shard, on the model's device.
+        settings: Local training.
+        lr: Learning rate of this round.
+        generator: Source of the batch order.
+        newton: Set when the rule needs a quasi-Newton rate.
+        state: What this client kept from its last participation.
+    """
+    model.theta.copy_(theta)
+    wants_gradient = settings.local_epochs == 0 or (newton is not None and newton.from_rounds)
+    loss = _full_pass(model, train, settings.weight_decay, with_gradient=wants_gradient)
+    gradient = model.grad.clone() if wants_gradient else None
+    iterates = _Iterates(model, train, settings.weight_decay) if newton and not newton.from_rounds else None
+    steps = 0
+    velocity = torch.zeros_like(model.theta) if settings.momentum else None
+    for _ in range(settings.local_epochs):
+        steps += _epoch(model, train, settings, lr, generator, velocity)
+        if iterates is not None:
+            iterates.add()
+    if settings.local_epochs == 0:
+        assert gradient is not None
+        update, loss_after = gradient, loss
+    else:
+        update = theta - model.theta
+        wants_final = newton is not None and newton.final_gradient
+        loss_after = _full_pass(model, train, settings.weight_decay, with_gradient=wants_final)
+        if wants_final:
+            update = model.grad.clone()
+    report = {"loss": loss, "loss-after": loss_after, "steps": float(steps), "num-examples": float(len(train))}
+    if newton is None:
+        return Fit(update, report)
+    if iterates is not None:
+        pairs, kept = iterates.pairs(newton.pairs), State()
+    else:
+        assert gradient is not None
+        pairs, kept = _pairs_over_rounds(theta, gradient, state or {}, newton.pairs)
+    rate = quasi_newton.quasi_newton_rate([] if pairs is None else list(pairs), update)
+    count = 0 if pairs is None else len(pairs)
+    return Fit(update, {**report, "rate": rate, "pairs": float(count)}, kept)
+
+
+def evaluate(
+    model: FlatNetwork, theta: Tensor, test: Split, sizes: Sequence[int], metrics: Mapping[str, Metric]
+) -> dict[str, NDArray[np.float64]]:
+    """Evaluate one model on the test shards of several clients in one stream.
+
+    Args:
+        model: Resident network; its parameters are overwritten.
+        theta: Weights, [D].
+        test: The clients' test shards one after the other, on the model's device.
+        sizes: Examples of each client, K of them, summing to len(test).
+        metrics: Name -> metric.
+
+    Returns:
+        Name -> mean over each client's examples, [K]; NaN for a client without examples.
+    """
+    if theta is not model.theta:
+        model.theta.copy_(theta)
+    values: dict[str, list[Tensor]] = {name: [] for name in metrics}
+    with torch.inference_mode():
+        for start in range(0, len(test), CHUNK):
+            batch = test[start : start + CHUNK]
+            logits = model.network(batch.x).logits
+            for name, metric in metrics.items():
+                values[name].append(metric.per_example(logits, batch.y))
+    counts = np.asarray(sizes)
+    ends = np.cumsum(counts)
+    means: dict[str, NDArray[np.float64]] = {}
+    for name, parts in values.items():
+        flat = torch.cat(parts).double().cpu().numpy() if parts else np.zeros(0)
+        shares = [
+            float(flat[end - count : end].sum()) / count if count else math.nan
+            for end, count in zip(ends, counts, strict=True)
+        ]
+        means[name] = np.asarray(shares, dtype=np.float64)
+    return means
+
+
+class _Iterates:
+    """Ends of local epochs with their full gradients, for L-BFGS pairs within a round."""
+
+    def __init__(self, model: FlatNetwork, train: Split, weight_decay: float) -> None:
+        self._model, self._train, self._weight_decay = model, train, weight_decay
+        self._points: list[tuple[Tensor, Tensor]] = []
+
+    def add(self) -> None:
+        _full_pass(self._model, self._train, self._weight_decay, with_gradient=True)
+        self._points.append((self._model.theta.clone(), self._model.grad.clone()))
+
+    def pairs(self, limit: int) -> Tensor | None:
+        found: Tensor | None = None
+        for (theta_0, grad_0), (theta_1, grad_1) in zip(self._points, self._points[1:], strict=False):
+            found = quasi_newton.append(found, theta_1 - theta_0, grad_1 - grad_0, limit)
+        return found
+
+
+def _epoch(
+    model: FlatNetwork,
+    train: Split,
+    settings: ClientSettings,
+    lr: float,
+    generator: torch.Generator,
+    velocity: Tensor | None,
+) -> int:
+    """Run one pass of SGD over the shard; return the number of steps."""
+    order = torch.randperm(len(train), generator=generator).to(train.y.device)
+    x, y = train.x[order], train.y[order]
+    steps = 0
+    for start in range(0, len(y), settings.batch_size):
+        stop = start + settings.batch_size
+        model.grad.zero_()
+        cross_entropy(model.network(x[start:stop]).logits, y[start:stop]).backward()
+        if settings.weight_decay:
+            model.grad.add_(model.theta, alpha=settings.weight_decay)
+        if settings.clip_norm is not None:
+            model.grad.mul_((settings.clip_norm / (model.grad.norm() + 1e-12)).clamp(max=1.0))
+        step = model.grad
+        if velocity is not None:
+            step = velocity.mul_(settings.momentum).add_(model.grad)
+        model.theta.sub_(step, alpha=lr)
+        steps += 1
+    return steps
+
+
+def _full_pass(model: FlatNetwork, data: Split, weight_decay: float, *, with_gradient: bool) -> float:
+    """Return the mean loss plus the L2 term at the model's weights; leave their gradient in model.grad if asked."""
+    total = 0.0
+    if with_gradient:
+        model.grad.zero_()
+    with torch.set_grad_enabled(with_gradient):
+        for start in range(0, len(data), CHUNK):
+            logits = model.network(data.x[start : start + CHUNK]).logits
+            loss = cross_entropy(logits, data.y[start : start + CHUNK], reduction="sum")
+            if with_gradient:
+                (loss / len(data)).backward()
+            total += loss.item()
+    if with_gradient and weight_decay:
+        model.grad.add_(model.theta, alpha=weight_decay)
+    penalty = 0.5 * weight_decay * float(model.theta.double().square().sum()) if weight_decay else 0.0
+    return total / len(data) + penalty
+
+
+def _pairs_over_rounds(theta: Tensor, gradient: Tensor, state: State, limit: int) -> tuple[Tensor | None, State]:
+    """Add the pair between this participation and the last one to those kept."""
+    pairs = state.get("pairs")
+    if "theta" in state:
+        s = theta - state["theta"].to(theta.device)
+        y = gradient - state["gradient"].to(theta.device)
+        pairs = quasi_newton.append(pairs, s, y, limit)
+    kept = {"theta": theta.clone(), "gradient": gradient}
+    if pairs is not None:
+        kept["pairs"] = pairs
+    return pairs, kept

@@ -1,0 +1,182 @@
+"""RayGrid: virtual clients on resident Ray workers.
+
+Weights go to the object store once a round; each worker gets one block of clients per call and sends one stacked
+array back. What a client keeps between rounds stays in the object store, and only its reference here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import ray
+import torch
+from flwr.app import RecordDict
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from fedsim.engine.base import BlockApp, BlockGrid, State
+from fedsim.engine.schedule import balance
+from fedsim.engine.worker import Worker
+from fedsim.errors import EngineError
+from fedsim.wire import Block
+
+if TYPE_CHECKING:
+    from fedsim.scenario import EngineSettings
+
+# glibc gives large freed blocks back to the kernel at every step unless told not to.
+WORKER_ENV = {
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_TELEMETRY_ENABLED": "0",
+}
+
+
+class RayGrid(BlockGrid):
+    """Answers on Ray workers; a context manager that ends the Ray it started.
+
+    Args:
+        app: Answers for the clients; travels to the workers once.
+        settings: Number of workers, threads and share of a GPU.
+
+    Raises:
+        EngineError: No GPU where one was asked for, or Ray cannot start.
+    """
+
+    def __init__(self, app: BlockApp, settings: EngineSettings) -> None:
+        super().__init__(app)
+        num_workers = _num_workers(settings)
+        self._own_ray = not ray.is_initialized()
+        if self._own_ray:
+            _start_ray(num_workers, settings)
+        try:
+            shared = ray.put(app)
+            # One core each as Ray counts them: an actor that claims none may be packed with others.
+            actor = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_worker, max_restarts=0)(Worker)
+            self._workers = [actor.remote(shared, settings.threads_per_worker) for _ in range(num_workers)]
+            ray.get([worker.ready.remote() for worker in self._workers], timeout=120)
+        except RayError as error:
+            self.close()
+            raise EngineError(f"engine: the Ray workers cannot start: {_cause(error)}") from error
+        self._states: dict[int, Any] = {}
+
+    @property
+    def num_workers(self) -> int:
+        """Number of resident workers."""
+        return len(self._workers)
+
+    def answer(
+        self, kind: str, content: RecordDict, clients: Sequence[int], timeout: float | None
+    ) -> Mapping[int, tuple[Block, int] | str]:
+        """Send one block to each worker and wait for all."""
+        shared = ray.put(content)
+        units = self._app.units(kind, clients)
+        costs = [sum(self._app.cost(kind, client) for client in unit) for unit in units]
+        calls = []
+        for worker, share in zip(self._workers, balance(costs, len(self._workers)), strict=True):
+            members = [client for place in share for client in units[place]]
+            if members:
+                calls.append((members, self._call(worker, kind, shared, members)))
+        results: dict[int, tuple[Block, int] | str] = {}
+        for members, futures in calls:
+            results |= self._collect(members, futures, timeout)
+        return results
+
+    def client_states(self) -> dict[int, State]:
+        """Return what every client keeps between rounds, fetched from the object store."""
+        return {client: ray.get(reference) for client, reference in sorted(self._states.items())}
+
+    def close(self) -> None:
+        """End the workers, and Ray if this grid started it."""
+        if self._own_ray:
+            ray.shutdown()
+        else:
+            for worker in self._workers:
+                ray.kill(worker)
+        self._workers = []
+
+    def _call(self, worker: Any, kind: str, content: Any, members: list[int]) -> list[Any]:
+        if not self._app.stateful:
+            return [worker.run.remote(kind, content, members)]
+        states = [self._states.get(client, {}) for client in members]
+        call = worker.run.options(num_returns=1 + len(members))
+        return list(call.remote(kind, content, members, *states))
+
+    def _collect(
+        self, members: list[int], futures: list[Any], timeout: float | None
+    ) -> dict[int, tuple[Block, int] | str]:
+        try:
+            block: Block = ray.get(futures[0], timeout=timeout)
+        except GetTimeoutError:
+            return dict.fromkeys(members, f"no answer within {timeout:g} s")
+        except RayTaskError as error:
+            raise EngineError(f"a worker failed on clients {_some(members)}: {_cause(error)}") from error
+        except RayActorError as error:
+            raise EngineError(
+                f"a worker died while it had clients {_some(members)}: {_cause(error)}; "
+                "if memory ran out, use fewer engine.workers"
+            ) from error
+        if self._app.stateful:
+            self._states.update(zip(members, futures[1:], strict=True))
+        return {client: (block, row) for row, client in enumerate(members)}
+
+
+def _num_workers(settings: EngineSettings) -> int:
+    if settings.gpus_per_worker > 0:
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if found == 0:
+            raise EngineError(
+                f"engine.gpus_per_worker: no CUDA device was found, got {settings.gpus_per_worker:g}; "
+                "set it to 0 to train on the CPU"
+            )
+        room = int(found / settings.gpus_per_worker + 1e-9)
+        if settings.workers is not None and settings.workers > room:
+            raise EngineError(
+                f"engine.workers: {found} GPU(s) have room for {room} workers of "
+                f"{settings.gpus_per_worker:g}, got {settings.workers}"
+            )
+        return settings.workers or max(1, room)
+    return settings.workers or os.cpu_count() or 1
+
+
+def _start_ray(num_workers: int, settings: EngineSettings) -> None:
+    threads = str(settings.threads_per_worker)
+    try:
+        with _environment({**WORKER_ENV, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}):
+            ray.init(
+                num_cpus=max(num_workers, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:
+        raise EngineError(
+            f'engine: Ray cannot start: {_cause(error)}; engine.backend = "local" runs without it'
+        ) from error
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes started inside the block; those the user set stay."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the last line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _some(members: Sequence[int]) -> str:
+    shown = ", ".join(str(client) for client in members[:8])
+    return shown if len(members) <= 8 else f"{shown}, ... ({len(members)} in all)"

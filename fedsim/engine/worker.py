@@ -1,0 +1,34 @@
+"""The Ray actor of a block: resident model and data, one call per block of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from flwr.app import RecordDict
+
+from fedsim.engine import flower
+from fedsim.engine.base import BlockApp, State
+
+
+class Worker:
+    """Lives in one process and answers for the clients it is given.
+
+    Args:
+        app: Answers for the clients; its arrays lie in Ray's shared memory.
+        threads: Threads of linear algebra.
+    """
+
+    def __init__(self, app: BlockApp, threads: int) -> None:
+        torch.set_num_threads(threads)
+        flower.set_identity()
+        self._app = app
+
+    def ready(self) -> None:
+        """Answer once the process is up."""
+
+    def run(self, kind: str, content: RecordDict, clients: Sequence[int], *states: State) -> Any:
+        """Return the block, and after it one state per client when the application is stateful."""
+        block, kept = self._app.run(kind, content, clients, states if self._app.stateful else [{}] * len(clients))
+        return (block, *kept) if self._app.stateful else block

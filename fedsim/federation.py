@@ -1,0 +1,247 @@
+"""The federation: data and a partition become each client's shard, and a manifest of who has what."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsim import seeds
+from fedsim.datasets import Dataset, RawData, Shard, Split
+from fedsim.errors import DataError
+from fedsim.partitions import Partition
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What K clients own.
+
+    Attributes:
+        train: Train examples of all clients, each client's contiguous.
+        test: Test examples of all clients, likewise.
+        train_offsets: Client i owns train[train_offsets[i]:train_offsets[i + 1]]; [K + 1] int64.
+        test_offsets: The same of test.
+        common_test: The data set's official test set, or None.
+        num_classes: Number of classes C.
+        class_names: C names.
+        input_shape: Shape of one example.
+        client_names: K names (hospitals, speakers), or None.
+        manifest: Who has how many examples of which class, and a hash of who owns which; JSON-able.
+    """
+
+    train: Split
+    test: Split
+    train_offsets: Rows
+    test_offsets: Rows
+    common_test: Split | None
+    num_classes: int
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    client_names: tuple[str, ...] | None
+    manifest: dict[str, Any]
+
+    @classmethod
+    def build(cls, dataset: Dataset, partition: Partition, seed: int, root: Path) -> Federation:
+        """Read a data set and divide it.
+
+        Args:
+            dataset: What to read.
+            partition: How to divide it; its own seed, if it has one, goes before `seed`.
+            seed: Seed of the division and of each client's train and test examples.
+            root: The data root.
+
+        Raises:
+            DataError: The data cannot be read, or not be divided as asked.
+        """
+        if partition.seed is not None:
+            seed = partition.seed
+        raw = dataset.load(root)
+        labels: Rows = raw.train.y.numpy()
+        kept = _limit(labels, dataset.limit, seed)
+        owners = None if raw.owners is None else raw.owners[kept]
+        parts, names = partition.assign(labels[kept], owners, seed)
+        splits = [
+            _train_and_test(labels, kept[part], partition.test_fraction, seed, client)
+            for client, part in enumerate(parts)
+        ]
+        train_rows = [np.sort(train) for train, _ in splits]
+        test_rows = [np.sort(test) for _, test in splits]
+        train, test = _pools(raw, train_rows, test_rows)
+        return cls(
+            train=train,
+            test=test,
+            train_offsets=_offsets(train_rows),
+            test_offsets=_offsets(test_rows),
+            common_test=raw.test,
+            num_classes=raw.num_classes,
+            class_names=raw.class_names,
+            input_shape=tuple(train.x.shape[1:]),
+            client_names=names,
+            manifest=_manifest(dataset, partition, seed, raw, names, train_rows, test_rows),
+        )
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients K."""
+        return len(self.train_offsets) - 1
+
+    @property
+    def train_sizes(self) -> Rows:
+        """Number of train examples of each client, [K]."""
+        return np.diff(self.train_offsets)
+
+    @property
+    def test_sizes(self) -> Rows:
+        """Number of test examples of each client, [K]."""
+        return np.diff(self.test_offsets)
+
+    def client(self, i: int) -> Shard:
+        """Return what client `i` owns, without copying it.
+
+        Raises:
+            IndexError: There is no such client.
+        """
+        if not 0 <= i < self.num_clients:
+            raise IndexError(f"clients are 0 to {self.num_clients - 1}, got {i}")
+        train = slice(int(self.train_offsets[i]), int(self.train_offsets[i + 1]))
+        test = slice(int(self.test_offsets[i]), int(self.test_offsets[i + 1]))
+        return Shard(self.train[train], self.test[test])
+
+    def evaluation_groups(self, max_examples: int) -> list[range]:
+        """Pack consecutive clients so that a group has at most `max_examples` test examples.
+
+        A client with more is a group of its own. The groups depend on the clients' sizes alone, so that sums
+        over a group have the same order on every machine.
+        """
+        groups: list[range] = []
+        start, size = 0, 0
+        for client, num_examples in enumerate(self.test_sizes.tolist()):
+            if client > start and size + num_examples > max_examples:
+                groups.append(range(start, client))
+                start, size = client, 0
+            size += num_examples
+        groups.append(range(start, self.num_clients))
+        return groups
+
+
+def _limit(labels: Rows, limit: int | None, seed: int) -> Rows:
+    """Return the example numbers to use, ascending: the same number of each class as far as it goes."""
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    generator = seeds.generator(seed, "limit")
+    order = torch.randperm(len(labels), generator=generator).numpy()
+    shuffled = labels[order]
+    rank = np.empty(len(labels), dtype=np.int64)  # of each example among those of its class
+    for label in np.unique(labels):
+        rows = np.flatnonzero(shuffled == label)
+        rank[rows] = np.arange(len(rows))
+    # The first of every class, then the second of every class, and so on.
+    return np.sort(order[np.argsort(rank, kind="stable")[:limit]])
+
+
+def _train_and_test(labels: Rows, rows: Rows, fraction: float, seed: int, client: int) -> tuple[Rows, Rows]:
+    """Divide one client's examples into train and test, the same share of each class.
+
+    The number of test examples is round(n * fraction), but leaves at least one on each side. Classes get the
+    whole part of their share and then one more in the order of what was cut off; equals are drawn.
+    """
+    if len(rows) < 2:
+        raise DataError(
+            f"partition: client {client} needs at least 2 examples, one to train and one to test on, got "
+            f"{len(rows)}; "
+            "lower partition.num_clients, or leave small clients out with min_size or min_examples"
+        )
+    total = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
+    order = torch.randperm(len(rows), generator=seeds.generator(seed, "split", client)).numpy()
+    rows = rows[order]
+    classes, first_seen, codes, counts = np.unique(
+        labels[rows], return_index=True, return_inverse=True, return_counts=True
+    )
+    quotas = counts * fraction
+    taken = np.floor(quotas).astype(np.int64)
+    # The rows are shuffled, so the order in which classes are first seen is a fair draw among equals.
+    by_remainder = np.lexsort((first_seen, taken - quotas))
+    taken[by_remainder[: total - taken.sum()]] += 1
+    is_test = np.zeros(len(rows), dtype=bool)
+    for code in range(len(classes)):
+        is_test[np.flatnonzero(codes == code)[: taken[code]]] = True
+    return rows[~is_test], rows[is_test]
+
+
+def _pools(raw: RawData, train_rows: list[Rows], test_rows: list[Rows]) -> tuple[Split, Split]:
+    """Return all clients' train and test examples, client after client."""
+    if raw.prepare is None:
+        return raw.train[torch.from_numpy(np.concatenate(train_rows))], raw.train[
+            torch.from_numpy(np.concatenate(test_rows))
+        ]
+    shards = [
+        _prepared(raw.prepare, Shard(raw.train[torch.from_numpy(train)], raw.train[torch.from_numpy(test)]))
+        for train, test in zip(train_rows, test_rows, strict=True)
+    ]
+    return _joined([shard.train for shard in shards]), _joined([shard.test for shard in shards])
+
+
+def _prepared(prepare: Callable[[Shard], Shard], shard: Shard) -> Shard:
+    done = prepare(shard)
+    assert len(done.train) == len(shard.train), "prepare must keep every example"
+    assert len(done.test) == len(shard.test), "prepare must keep every example"
+    return done
+
+
+def _joined(splits: list[Split]) -> Split:
+    return Split(torch.cat([split.x for split in splits]), torch.cat([split.y for split in splits]))
+
+
+def _offsets(rows: list[Rows]) -> Rows:
+    return np.cumsum([0, *(len(part) for part in rows)], dtype=np.int64)
+
+
+def _manifest(
+    dataset: Dataset,
+    partition: Partition,
+    seed: int,
+    raw: RawData,
+    names: tuple[str, ...] | None,
+    train_rows: list[Rows],
+    test_rows: list[Rows],
+) -> dict[str, Any]:
+    labels = raw.train.y.numpy()
+
+    def counts(rows: Rows) -> list[int]:
+        per_class: list[int] = np.bincount(labels[rows], minlength=raw.num_classes).tolist()
+        return per_class
+
+    return {
+        "dataset": dataset.plugin_name,
+        "dataset_options": dataset.model_dump(mode="json"),
+        "partition": partition.plugin_name,
+        "partition_options": partition.model_dump(mode="json"),
+        "seed": seed,
+        "num_clients": len(train_rows),
+        "num_classes": raw.num_classes,
+        "class_names": list(raw.class_names),
+        "sha256": _digest(dataset.plugin_name, labels, train_rows, test_rows),
+        "clients": [
+            {"client": i, "name": names[i] if names else None, "train": counts(train), "test": counts(test)}
+            for i, (train, test) in enumerate(zip(train_rows, test_rows, strict=True))
+        ],
+    }
+
+
+def _digest(name: str, labels: Rows, train_rows: list[Rows], test_rows: list[Rows]) -> str:
+    """Hash which example belongs to whom, on which side, and what the examples' classes are."""
+    digest = hashlib.sha256(f"{name}\n".encode())
+    digest.update(hashlib.sha256(labels.astype("<i8").tobytes()).digest())
+    for train, test in zip(train_rows, test_rows, strict=True):
+        for rows in (train, test):
+            digest.update(len(rows).to_bytes(8, "little"))
+            digest.update(np.sort(rows).astype("<i8").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""One flat vector for a network's parameters: what rules, steps and the wire work on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the arrays that make up a flat vector, in order.
+
+    Attributes:
+        names: Parameter names.
+        shapes: Their shapes.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(arrays: Mapping[str, NDArray[np.generic]]) -> Layout:
+        """Return the layout of named arrays."""
+        return Layout(tuple(arrays), tuple(tuple(array.shape) for array in arrays.values()))
+
+    @property
+    def size(self) -> int:
+        """Number of parameters D."""
+        return sum(prod(shape) for shape in self.shapes)
+
+    def join(self, arrays: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Return the arrays as one vector, [D] float32.
+
+        Raises:
+            ValueError: Names or shapes differ from the layout; says which.
+        """
+        found = Layout.of(arrays)
+        if found != self:
+            raise ValueError(self._difference(found))
+        if not arrays:
+            return np.zeros(0, np.float32)
+        return np.concatenate([np.asarray(array, dtype=np.float32).reshape(-1) for array in arrays.values()])
+
+    def split(self, vector: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return views of the vector, one per array."""
+        ends = np.cumsum([prod(shape) for shape in self.shapes])
+        pieces = np.split(vector, ends[:-1])
+        return {name: piece.reshape(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)}
+
+    def _difference(self, other: Layout) -> str:
+        if other.names != self.names:
+            missing = [name for name in self.names if name not in other.names]
+            extra = [name for name in other.names if name not in self.names]
+            return f"arrays must be {', '.join(self.names)}; missing {missing or 'none'}, unexpected {extra or 'none'}"
+        pairs = zip(self.names, self.shapes, other.shapes, strict=True)
+        name, wanted, got = next((n, w, g) for n, w, g in pairs if w != g)
+        return f"{name} must have shape {list(wanted)}, got {list(got)}"
+
+
+class FlatNetwork:
+    """A network whose parameters and gradients are views of two flat vectors.
+
+    An SGD step is then three operations on one vector, and an update is one subtraction.
+
+    Attributes:
+        network: The module.
+        theta: Parameters, [D].
+        grad: Gradients, [D], where backward() accumulates.
+        layout: Names and shapes.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self.network = network.to(device)
+        named = dict(network.named_parameters())
+        self.layout = Layout(tuple(named), tuple(tuple(p.shape) for p in named.values()))
+        self.theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
+        self.grad = torch.zeros_like(self.theta)
+        sizes = [p.numel() for p in named.values()]
+        slots = zip(named.values(), self.theta.split(sizes), self.grad.split(sizes), strict=True)
+        for parameter, values, gradients in slots:
+            parameter.data = values.view(parameter.shape)
+            parameter.grad = gradients.view(parameter.shape)

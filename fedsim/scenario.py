@@ -1,0 +1,398 @@
+"""One experiment, declared in one TOML file; every mistake in it is reported at once.
+
+    scenario = Scenario.load("scenarios/quickstart.toml", ["strategy.name=fedavg", "seed=1"])
+
+A file may extend one other file, and `--set key=value` changes single keys. Where a layer names another plugin
+(`strategy.name`), the options that belonged to the former one go with it; options every plugin of the family
+takes stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from fedsim import plugins
+from fedsim.datasets import Dataset
+from fedsim.errors import ScenarioError
+from fedsim.models import Model
+from fedsim.partitions import Partition
+from fedsim.plugins import Plugin, UnknownPluginError
+from strategies.rules import AnyRule
+
+Decay = Annotated[float, Field(gt=0.0, le=1.0)]
+
+FAMILIES: Mapping[str, tuple[str, type[Plugin]]] = {
+    "data": ("fedsim.datasets", Dataset),
+    "partition": ("fedsim.partitions", Partition),
+    "model": ("fedsim.models", Model),
+    "strategy": ("strategies.rules", AnyRule),
+}
+"""Sections that name a plugin: package and base class of each."""
+
+
+class Section(BaseModel):
+    """A table of plain settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClientSettings(Section):
+    """Local training, the same for every client.
+
+    Attributes:
+        local_epochs: Passes over the client's train shard; 0 sends one full-batch gradient instead.
+        batch_size: Examples per step; the last batch of an epoch may be smaller.
+        lr: Learning rate of SGD.
+        lr_decay: Factor on lr after each round.
+        momentum: Heavy-ball momentum of SGD, reset at the start of a round.
+        weight_decay: L2 coefficient: weight_decay / 2 * ||theta||^2 is part of the training loss f_k.
+        clip_norm: Largest norm of a step's gradient; None does not clip.
+    """
+
+    local_epochs: NonNegativeInt = 1
+    batch_size: PositiveInt = 32
+    lr: PositiveFloat = 0.05
+    lr_decay: Decay = 1.0
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = None
+
+
+class ServerSettings(Section):
+    """What the server does around the rule.
+
+    Attributes:
+        lr: Server learning rate eta in theta <- theta - eta d; None takes the rule's default.
+        lr_decay: Factor on lr after each round.
+        clients_per_round: Clients drawn without replacement each round; None takes all.
+    """
+
+    lr: PositiveFloat | None = None
+    lr_decay: Decay = 1.0
+    clients_per_round: PositiveInt | None = None
+
+
+class EngineSettings(Section):
+    """Where clients are trained; nothing here changes a result.
+
+    Attributes:
+        backend: "ray": resident workers in processes of their own. "local": this process.
+        workers: Number of Ray workers; None takes one per CPU core (per share of a GPU).
+        gpus_per_worker: Share of a GPU each worker takes; 0 trains on CPUs.
+        threads_per_worker: Threads of one worker's linear algebra on a CPU.
+        max_failures: Clients that may fail in one round before the run stops.
+        timeout_s: Seconds to wait for the clients of one round; None waits without end.
+    """
+
+    backend: Literal["ray", "local"] = "ray"
+    workers: PositiveInt | None = None
+    gpus_per_worker: NonNegativeFloat = 0.0
+    threads_per_worker: PositiveInt = 1
+    max_failures: NonNegativeInt = 0
+    timeout_s: PositiveFloat | None = None
+
+
+class EvaluationSettings(Section):
+    """When the model is evaluated on every client.
+
+    Attributes:
+        every: Rounds between evaluations; the initial and the final model are always evaluated.
+    """
+
+    every: PositiveInt = 1
+
+
+class Scenario(BaseModel):
+    """One experiment, complete and checked.
+
+    Attributes:
+        name: Name of the scenario, the file's unless set.
+        description: What it is for, in a sentence.
+        seed: Seed of everything but a partition with a seed of its own.
+        rounds: Number of rounds T.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: str
+    description: str = ""
+    seed: NonNegativeInt = 0
+    rounds: PositiveInt = 10
+    data: Dataset
+    partition: Partition
+    model: Model
+    client: ClientSettings = ClientSettings()
+    strategy: AnyRule
+    server: ServerSettings = ServerSettings()
+    engine: EngineSettings = EngineSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @staticmethod
+    def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+        """Read, merge and check a scenario.
+
+        Args:
+            path: A file, or the name of one of the scenarios that come with fedsim.
+            overrides: "key=value" strings, keys with dots, values as in TOML (a bare word is a string).
+
+        Raises:
+            ScenarioError: Lists every problem.
+        """
+        found = locate(path)
+        table = _read(found)
+        parent = table.pop("extends", None)
+        if parent is not None:
+            base = _read(_parent(found, parent))
+            if "extends" in base:
+                raise ScenarioError(str(path), [f"extends: {parent} itself extends {base['extends']}; extend that"])
+            table = _merge(base, table)
+        where = str(path)
+        for override in overrides:
+            table = _merge(table, _parse_override(where, override))
+        table.setdefault("name", found.stem)
+        return Scenario.of(table, where)
+
+    @staticmethod
+    def of(table: Mapping[str, Any], where: str = "scenario") -> Scenario:
+        """Check a table as read from TOML.
+
+        Raises:
+            ScenarioError: Lists every problem.
+        """
+        problems: list[str] = []
+        parts = _parts(dict(table), problems)
+        if problems:
+            raise ScenarioError(where, problems)
+        return Scenario(**parts)
+
+    def table(self) -> dict[str, Any]:
+        """Return everything, defaults included, as plain data that `Scenario.of` takes back."""
+        sections: dict[str, Any] = {}
+        for key in type(self).model_fields:
+            value = getattr(self, key)
+            if key in FAMILIES:
+                sections[key] = {"name": _name_of(value), **_plain(value)}
+            else:
+                sections[key] = _plain(value) if isinstance(value, BaseModel) else value
+        return sections
+
+    def to_toml(self) -> str:
+        """Return the resolved scenario as TOML; loading it gives an equal scenario."""
+        return tomli_w.dumps(self.table())
+
+    def digest(self) -> str:
+        """Return a hash of what determines the results: all but the name, the description and the engine."""
+        table = {k: v for k, v in self.table().items() if k not in ("name", "description", "engine")}
+        return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+    def client_lr(self, server_round: int) -> float:
+        """Return the clients' learning rate in a round, counted from 1."""
+        return self.client.lr * self.client.lr_decay ** (server_round - 1)
+
+
+def locate(path: str | Path) -> Path:
+    """Return the file meant: as given, beside the fedsim package, or a bundled scenario by its bare name.
+
+    Raises:
+        ScenarioError: There is no such file.
+    """
+    home = Path(__file__).resolve().parent.parent
+    given = Path(path)
+    for candidate in (given, home / given, home / "scenarios" / f"{given}.toml"):
+        if candidate.is_file():
+            return candidate
+    bundled = sorted(file.stem for file in (home / "scenarios").glob("*.toml"))
+    hint = plugins.nearest(given.stem, bundled)
+    raise ScenarioError(str(path), [f"no such file{hint} bundled scenarios are {', '.join(bundled)}"])
+
+
+def _parent(child: Path, parent: object) -> Path:
+    beside = child.parent / str(parent)
+    return beside if beside.is_file() else locate(str(parent))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ScenarioError(str(path), [f"cannot be read as TOML: {error}"]) from error
+
+
+def _parse_override(where: str, override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise ScenarioError(where, [f'--set: must be key=value, got "{override}"'])
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table: Any = value
+    for part in reversed(key.split(".")):
+        table = {part: table}
+    return dict(table)
+
+
+def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in layer.items():
+        below = merged.get(key)
+        if not (isinstance(value, dict) and isinstance(below, dict)):
+            merged[key] = value
+            continue
+        if key in FAMILIES and value.get("name", below.get("name")) != below.get("name"):
+            shared = FAMILIES[key][1].model_fields
+            below = {option: setting for option, setting in below.items() if option in shared}
+        merged[key] = {**below, **value}
+    return merged
+
+
+def _parts(table: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Check every key and section, adding what is wrong to `problems`."""
+    fields = Scenario.model_fields
+    for key in sorted(set(table) - set(fields)):
+        problems.append(f"{key}: unknown key{plugins.nearest(key, list(fields))} there are {', '.join(fields)}")
+    parts: dict[str, Any] = {}
+    scalars = {k: v for k, v in table.items() if k in ("name", "description", "seed", "rounds")}
+    parts |= _scalars(scalars, problems)
+    for key, section in _SECTIONS.items():
+        parts[key] = _section(key, section, table.get(key, {}), problems)
+    for key, (family, base) in FAMILIES.items():
+        parts[key] = _plugin(key, family, base, table.get(key), parts, problems)
+    if not problems:
+        _resolve(parts, problems)
+    return parts
+
+
+_SECTIONS: Mapping[str, type[Section]] = {
+    "client": ClientSettings,
+    "server": ServerSettings,
+    "engine": EngineSettings,
+    "evaluation": EvaluationSettings,
+}
+
+
+class _Scalars(Section):
+    name: str
+    description: str = ""
+    seed: NonNegativeInt = 0
+    rounds: PositiveInt = 10
+
+
+def _scalars(given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    try:
+        return dict(_Scalars(**given))
+    except ValidationError as error:
+        problems.extend(_sentences("", error, _Scalars, ""))
+        return given
+
+
+def _section(key: str, section: type[Section], given: object, problems: list[str]) -> Section | None:
+    if not isinstance(given, dict):
+        problems.append(f"{key}: must be a table, got {given!r}")
+        return None
+    try:
+        return section(**given)
+    except ValidationError as error:
+        problems.extend(_sentences(f"{key}.", error, section, key))
+        return None
+
+
+def _plugin(
+    key: str, family: str, base: type[Plugin], given: object, parts: Mapping[str, Any], problems: list[str]
+) -> Plugin | None:
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        problems.append(f"{key}.name: missing; there are {', '.join(plugins.names(family))}")
+        return None
+    name = given["name"]
+    try:
+        found = plugins.find(family, name, base)
+    except UnknownPluginError as error:
+        problems.append(f"{key}.name: {error}")
+        return None
+    options = {option: value for option, value in given.items() if option != "name"}
+    for option, source in getattr(found, "inherits", {}).items():
+        section, _, field = source.partition(".")
+        if option not in options and parts.get(section) is not None:
+            options[option] = getattr(parts[section], field)
+    try:
+        return found(**options)
+    except ValidationError as error:
+        problems.extend(_sentences(f"{key}.", error, found, name))
+        return None
+
+
+def _resolve(parts: dict[str, Any], problems: list[str]) -> None:
+    """Fill in what depends on several sections and check what they promise each other."""
+    server, rule, client = parts["server"], parts["strategy"], parts["client"]
+    if server.lr is None:
+        parts["server"] = server.model_copy(update={"lr": rule.default_server_lr})
+    num_clients = getattr(parts["partition"], "num_clients", None)
+    if num_clients is not None and server.clients_per_round is not None and server.clients_per_round > num_clients:
+        problems.append(
+            f"server.clients_per_round: must be at most partition.num_clients = {num_clients}, "
+            f"got {server.clients_per_round}"
+        )
+    problems.extend(f"strategy.{problem}" for problem in rule.conflicts(client.local_epochs))
+
+
+_WORDS = {
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be finite",
+    "string_type": "must be a string",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "literal_error": "must be {expected}",
+}
+
+
+def _sentences(prefix: str, error: ValidationError, model: type[BaseModel], owner: str) -> Iterable[str]:
+    for item in error.errors():
+        path = prefix + ".".join(str(part) for part in item["loc"])
+        option = str(item["loc"][0]) if item["loc"] else ""
+        if item["type"] == "extra_forbidden":
+            known = list(model.model_fields)
+            takes = f"{owner or 'a scenario'} takes {', '.join(known) if known else 'no options'}"
+            yield f"{path}: unknown option{plugins.nearest(option, known)} {takes}"
+        elif item["type"] == "missing":
+            yield f"{path}: missing; {owner or 'a scenario'} needs it"
+        else:
+            words = _WORDS.get(item["type"])
+            said = words.format(**item.get("ctx", {})) if words else item["msg"].lower()
+            yield f"{path}: {said}, got {item['input']!r}"
+
+
+def _plain(model: BaseModel) -> dict[str, Any]:
+    dumped = json.loads(model.model_dump_json(exclude_none=True))
+    return dict(dumped)
+
+
+def _name_of(plugin: Plugin) -> str:
+    kind = type(plugin)
+    inside = any(kind.__module__.startswith(f"{family}.") for family, _ in FAMILIES.values())
+    return plugin.plugin_name if inside else f"{kind.__module__}:{kind.__qualname__}"

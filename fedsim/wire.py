@@ -1,0 +1,200 @@
+"""What travels: the only file that knows record keys. Requests and replies are ordinary Flower records.
+
+    request   arrays (ArrayRecord, the weights)   config (ConfigRecord: server-round, reply)
+    train     arrays (the local weights), or update (one flat array) when the request's reply is "update";
+              metrics (MetricRecord: client, num-examples, loss, loss-after, steps, ...)
+    evaluate  metrics (client, num-examples, test_loss, test_accuracy, ...)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedsim.engine.flower import LazyReply
+from fedsim.parameters import Layout
+
+ARRAYS, CONFIG, METRICS, UPDATE, STATE = "arrays", "config", "metrics", "update", "state"
+ROUND, REPLY, CLIENT, EXAMPLES = "server-round", "reply", "client", "num-examples"
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client reads from a message.
+
+    Attributes:
+        server_round: Round, from 1 (0: evaluation of the initial model).
+        theta: Weights, [D].
+        layout: Their names and shapes.
+        wants_update: Whether the reply is the update rather than the local weights.
+    """
+
+    server_round: int
+    theta: Floats
+    layout: Layout
+    wants_update: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """What several clients answer, stacked.
+
+    Attributes:
+        clients: Their numbers, K of them.
+        numbers: Metric name -> [K].
+        updates: [K, D], or None for an evaluation.
+        errors: Row -> what went wrong there; that row of the arrays means nothing.
+        theta: The weights received, [D], when local weights rather than updates were asked for.
+        layout: Names and shapes that go with `theta`.
+    """
+
+    clients: tuple[int, ...]
+    numbers: Mapping[str, NDArray[np.float64]]
+    updates: Floats | None = None
+    errors: Mapping[int, str] = field(default_factory=dict)
+    theta: Floats | None = None
+    layout: Layout | None = None
+
+    def content(self, row: int) -> RecordDict:
+        """Return one client's answer as Flower records."""
+        numbers = {name: float(column[row]) for name, column in self.numbers.items()}
+        for name in (CLIENT, EXAMPLES):
+            if name in numbers:
+                numbers[name] = int(numbers[name])
+        content = RecordDict({METRICS: MetricRecord(cast(dict[str, int | float | list[int] | list[float]], numbers))})
+        if self.updates is not None and self.theta is not None and self.layout is not None:
+            content[ARRAYS] = pack_arrays(self.layout.split(self.theta - self.updates[row]))
+        elif self.updates is not None:
+            content[UPDATE] = pack_arrays({UPDATE: self.updates[row]})
+        return content
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One client's reply as the server reads it.
+
+    Attributes:
+        client: Client number; the node id when the client reports none.
+        numbers: Its metrics, empty when it failed.
+        error: What went wrong, or None.
+    """
+
+    client: int
+    numbers: Mapping[str, float]
+    error: str | None = None
+
+
+def pack_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
+    """Return named arrays as a record."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
+
+
+def unpack_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of a record by name."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def pack_request(arrays: ArrayRecord, config: ConfigRecord, server_round: int, *, wants_update: bool) -> RecordDict:
+    """Return the content of a message to clients; the caller's config is left alone."""
+    settings = ConfigRecord(dict(config.items()))
+    settings[ROUND] = server_round
+    if wants_update:
+        settings[REPLY] = UPDATE
+    return RecordDict({ARRAYS: arrays, CONFIG: settings})
+
+
+def unpack_request(content: RecordDict) -> Request:
+    """Read a message to a client, whichever strategy sent it.
+
+    Raises:
+        ValueError: It does not hold exactly one array record.
+    """
+    if len(content.array_records) != 1:
+        raise ValueError(f"a request holds one array record, got {len(content.array_records)}")
+    arrays = unpack_arrays(next(iter(content.array_records.values())))
+    layout = Layout.of(arrays)
+    config = next(iter(content.config_records.values()), ConfigRecord())
+    wants_update = config.get(REPLY) == UPDATE
+    return Request(int(cast(int, config.get(ROUND, 0))), layout.join(arrays), layout, wants_update)
+
+
+def read(reply: Message) -> Answer:
+    """Read one reply without making records that are not there yet."""
+    node = reply.metadata.src_node_id
+    if reply.has_error():
+        return Answer(node - 1, {}, reply.error.reason or f"error code {reply.error.code}")
+    if isinstance(reply, LazyReply):
+        block, row = cast(Block, reply.block), cast(int, reply.row)  # type: ignore[attr-defined]
+        return Answer(block.clients[row], {name: float(column[row]) for name, column in block.numbers.items()})
+    numbers: dict[str, float] = {}
+    for record in reply.content.metric_records.values():
+        numbers |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+    client = numbers.get(CLIENT, float(node - 1))
+    return Answer(int(client) if math.isfinite(client) else node - 1, numbers)
+
+
+def read_update(reply: Message, theta: Floats, layout: Layout) -> Floats:
+    """Return one client's update theta_received - theta_local, [D].
+
+    Raises:
+        ValueError: Not one array record, or of another shape; says what came.
+    """
+    if isinstance(reply, LazyReply):
+        updates = cast(Block, reply.block).updates  # type: ignore[attr-defined]
+        if updates is None:
+            raise ValueError("the reply holds no update")
+        row = updates[cast(int, reply.row)]  # type: ignore[attr-defined]
+    else:
+        records = reply.content.array_records
+        if len(records) != 1:
+            raise ValueError(f"a reply to training holds one array record, got {len(records)}")
+        name, record = next(iter(records.items()))
+        arrays = unpack_arrays(record)
+        if name != UPDATE:
+            return theta - layout.join(arrays)
+        row = Layout.of(arrays).join(arrays)
+    if row.shape != theta.shape:
+        raise ValueError(f"an update must have shape {list(theta.shape)}, got {list(row.shape)}")
+    return row
+
+
+def stack_updates(replies: Sequence[Message], theta: Floats, layout: Layout) -> Floats:
+    """Return the updates of the replies as one array, [K, D], copied at most once."""
+    whole = _whole_block(replies)
+    if whole is not None:
+        return whole
+    stacked = np.empty((len(replies), len(theta)), np.float32)
+    for row, reply in enumerate(replies):
+        stacked[row] = read_update(reply, theta, layout)
+    return stacked
+
+
+def pack_state(state: Mapping[str, NDArray[np.generic]]) -> RecordDict:
+    """Return what a client keeps between rounds as the records of its Flower context."""
+    return RecordDict({STATE: pack_arrays(state)} if state else {})
+
+
+def unpack_state(content: RecordDict) -> dict[str, NDArray[np.generic]]:
+    """Read what a client kept."""
+    record = content.array_records.get(STATE)
+    return {} if record is None else unpack_arrays(record)
+
+
+def _whole_block(replies: Iterable[Message]) -> Floats | None:
+    """Return a block's own array when the replies are exactly its rows, in order."""
+    rows = [(reply.block, reply.row) if isinstance(reply, LazyReply) else None for reply in replies]  # type: ignore[attr-defined]
+    first = rows[0]
+    if first is None:
+        return None
+    block = cast(Block, first[0])
+    if block.updates is None or rows != [(block, row) for row in range(len(block.updates))]:
+        return None
+    return block.updates

@@ -1,0 +1,94 @@
+"""What every data set promises, checked on each one that can be read here."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim import plugins
+from fedsim.datasets import Dataset, RawData
+from fedsim.errors import DataError
+from tests.datasets import samples
+
+NAMES = plugins.names("fedsim.datasets")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RawData]:
+    root = tmp_path_factory.mktemp(request.param)
+    dataset = plugins.find("fedsim.datasets", request.param, Dataset)(
+        **samples.OPTIONS.get(request.param, {})
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        samples.WRITERS[request.param](root, patch)
+        return request.param, dataset.load(root)
+
+
+def test_every_data_set_has_a_sample() -> None:
+    assert set(samples.WRITERS) == set(NAMES)
+
+
+def test_shapes_and_types(loaded: tuple[str, RawData]) -> None:
+    name, raw = loaded
+    for split in filter(None, (raw.train, raw.test)):
+        assert split.y.dtype == torch.int64
+        assert split.y.shape == (len(split),)
+        assert split.x.dtype == (torch.uint8 if name == "shakespeare" else torch.float32)
+        assert split.x.shape[1:] == raw.train.x.shape[1:]
+        assert split.x.is_contiguous()
+
+
+def test_classes(loaded: tuple[str, RawData]) -> None:
+    _, raw = loaded
+    assert len(raw.class_names) == len(set(raw.class_names)) == raw.num_classes
+    assert int(raw.train.y.min()) >= 0
+    assert int(raw.train.y.max()) < raw.num_classes
+
+
+def test_owners_match_the_examples(loaded: tuple[str, RawData]) -> None:
+    name, raw = loaded
+    assert (raw.owners is not None) == (name in {"heart", "shakespeare"})
+    if raw.owners is not None:
+        assert raw.owners.shape == (len(raw.train),)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
+def test_missing_files_are_named_with_what_to_do(name: str, tmp_path: Path) -> None:
+    options = (
+        {"download": False}
+        if "download" in plugins.find("fedsim.datasets", name, Dataset).model_fields
+        else {}
+    )
+    dataset = plugins.find("fedsim.datasets", name, Dataset)(**options)
+    with pytest.raises(DataError) as caught:
+        dataset.load(tmp_path / "nothing")
+    assert str(tmp_path / "nothing") in str(caught.value)
+    assert "--data" in str(caught.value)
+    assert "FEDSIM_DATA" in str(caught.value)
+
+
+def test_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    raw = plugins.find("fedsim.datasets", "digits", Dataset)().load(tmp_path)
+    assert raw.train.x.shape == (1797, 1, 8, 8)
+    assert raw.train.x.min() == 0.0
+    assert raw.train.x.max() == 1.0
+    # Hand-checked: a 0 has a hole in the middle, a 1 does not.
+    centre = raw.train.x[:, 0, 3:5, 3:5].mean((1, 2))
+    assert centre[raw.train.y == 0].mean() < 0.2 < 0.6 < centre[raw.train.y == 1].mean()
+
+
+@pytest.mark.parametrize("loaded", list(samples.CHANNELS), indirect=True)
+def test_standardised_bytes(loaded: tuple[str, RawData]) -> None:
+    """A torchvision sample has every byte value equally often, so its mean and deviation are known."""
+    name, raw = loaded
+    mean, std = samples.CHANNELS[name]
+    uniform_mean, uniform_std = 0.5, math.sqrt((256**2 - 1) / 12) / 255
+    values = raw.train.x.double().numpy()
+    for channel in range(len(mean)):
+        got = values[:, channel]
+        np.testing.assert_allclose(got.mean(), (uniform_mean - mean[channel]) / std[channel], atol=1e-5)
+        np.testing.assert_allclose(got.std(), uniform_std / std[channel], rtol=1e-5)

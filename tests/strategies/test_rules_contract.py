@@ -1,0 +1,221 @@
+"""What every aggregation rule promises, whatever it computes; rules are found by walking their folder."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from fedsim import plugins
+from strategies.rules import AnyRule, Cohort, Direction, MemoryRule, Rule
+
+RULES = plugins.names("strategies.rules")
+ELSEWHERE = {"client.lr": 0.1}  # what a scenario would hand to options that a rule inherits
+CLIENTS = (31, 4, 27, 8)
+
+
+def build(name: str) -> AnyRule:
+    rule = plugins.find("strategies.rules", name, AnyRule)
+    return rule(**{option: ELSEWHERE[key] for option, key in rule.inherits.items()})
+
+
+def direction_of(rule: AnyRule, cohort: Cohort) -> Direction:
+    """The direction of a first round."""
+    if isinstance(rule, MemoryRule):
+        return rule.direction(cohort, rule.initial_memory())[0]
+    assert isinstance(rule, Rule)
+    return rule.direction(cohort)
+
+
+def cohort_for(rule: AnyRule, updates: Tensor | None = None) -> Cohort:
+    """Four clients (or one per row) with distinct losses, weights and reports."""
+    rows = torch.randn(4, 12, generator=torch.Generator().manual_seed(1)).double() + 0.3
+    rows = rows if updates is None else updates
+    count = len(rows)
+    numbers = torch.arange(1, count + 1, dtype=torch.float64)
+    reports = dict.fromkeys(rule.needs, 0.4 + 0.2 * numbers)
+    cohort = Cohort.of(rows, 0.5 + 0.25 * numbers, numbers / numbers.sum(), **reports)
+    return replace(cohort, clients=CLIENTS[:count])
+
+
+def spoiled(values: Tensor, place: int | tuple[int, int], bad: float) -> Tensor:
+    copied = values.clone()
+    copied[place] = bad
+    return copied
+
+
+def permuted(cohort: Cohort, order: list[int]) -> Cohort:
+    reports = {name: values[order] for name, values in cohort.reports.items()}
+    clients = tuple(cohort.clients[k] for k in order)
+    return Cohort(cohort.updates[order], cohort.losses[order], cohort.weights[order], clients, reports)
+
+
+def test_the_folder_holds_the_rules_that_came_with_the_platform() -> None:
+    assert {"fedavg", "qfedavg", "adafed", "dqnfed"} <= set(RULES)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_is_final_frozen_and_refuses_unknown_options(name: str) -> None:
+    rule = build(name)
+    assert getattr(type(rule), "__final__", False)
+    assert rule.plugin_name == name
+    assert rule.default_server_lr > 0
+    with pytest.raises(ValidationError):
+        type(rule)(no_such_option=1)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_direction_has_the_shape_and_dtype_of_an_update(name: str, dtype: torch.dtype) -> None:
+    rule = build(name)
+    cohort = cohort_for(rule)
+    direction = direction_of(rule, replace(cohort, updates=cohort.updates.to(dtype)))
+    assert direction.vector.shape == (12,)
+    assert direction.vector.dtype == dtype
+    assert direction.vector.isfinite().all()
+    assert direction.vector.any()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_weights_reproduce_the_vector(name: str) -> None:
+    rule = build(name)
+    cohort = cohort_for(rule)
+    direction = direction_of(rule, cohort)
+    if direction.weights is None:
+        pytest.skip("no weighted sum")
+    assert direction.weights.shape == (4,)
+    assert direction.weights.dtype == torch.float64
+    torch.testing.assert_close(direction.vector, direction.weights @ cohort.updates, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_info_is_numbers_and_words(name: str) -> None:
+    rule = build(name)
+    info = direction_of(rule, cohort_for(rule)).info
+    assert all(type(value) in {float, int, str} for value in info.values())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_direction_is_the_same_in_every_order_of_clients(name: str) -> None:
+    rule = build(name)
+    cohort, order = cohort_for(rule), [2, 0, 3, 1]
+    there, here = direction_of(rule, cohort), direction_of(rule, permuted(cohort, order))
+    torch.testing.assert_close(here.vector, there.vector, rtol=1e-9, atol=1e-11)
+    if there.weights is not None and here.weights is not None:
+        torch.testing.assert_close(here.weights, there.weights[order], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_same_input_gives_same_bits_and_is_left_alone(name: str) -> None:
+    rule = build(name)
+    cohort = cohort_for(rule)
+    before = copy.deepcopy(cohort)
+    first, second = direction_of(rule, cohort), direction_of(rule, cohort)
+    assert torch.equal(first.vector, second.vector)
+    assert torch.equal(cohort.updates, before.updates)
+    assert torch.equal(cohort.losses, before.losses)
+    assert torch.equal(cohort.weights, before.weights)
+    assert all(torch.equal(cohort.reports[report], before.reports[report]) for report in rule.needs)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_float32_updates_give_nearly_the_float64_direction(name: str) -> None:
+    rule = build(name)
+    cohort = cohort_for(rule)
+    single = direction_of(rule, replace(cohort, updates=cohort.updates.float())).vector.double()
+    torch.testing.assert_close(single, direction_of(rule, cohort).vector, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("count", [1, 4])
+def test_agreeing_clients_move_along_their_common_update(name: str, count: int) -> None:
+    """update = old - new and theta <- theta - lr * vector: a negative factor would be gradient ascent."""
+    rule = build(name)
+    update = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    cohort = cohort_for(rule, update.repeat(count, 1))
+    same = {report: torch.full((count,), 0.7, dtype=torch.float64) for report in rule.needs}
+    losses = torch.full((count,), 1.3, dtype=torch.float64)
+    vector = direction_of(rule, replace(cohort, losses=losses, reports=same)).vector
+    factor = float(vector @ update / (update @ update))
+    assert factor > 0
+    torch.testing.assert_close(vector, factor * update, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_clients_that_all_stand_still_give_a_zero_direction(name: str) -> None:
+    rule = build(name)
+    direction = direction_of(rule, cohort_for(rule, torch.zeros(3, 5, dtype=torch.float64)))
+    assert torch.equal(direction.vector, torch.zeros(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_update_is_refused_by_client(name: str, bad: float) -> None:
+    rule = build(name)
+    cohort = cohort_for(rule)
+    with pytest.raises(ValueError, match=r"\b27\b"):
+        direction_of(rule, replace(cohort, updates=spoiled(cohort.updates, (2, 5), bad)))
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_loss_is_refused_by_client(name: str, bad: float) -> None:
+    rule = build(name)
+    cohort = cohort_for(rule)
+    with pytest.raises(ValueError, match=r"\b31\b"):
+        direction_of(rule, replace(cohort, losses=spoiled(cohort.losses, 0, bad)))
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_report_is_refused_by_client(name: str, bad: float) -> None:
+    rule = build(name)
+    cohort = cohort_for(rule)
+    for report, values in cohort.reports.items():
+        with pytest.raises(ValueError, match=r"\b8\b"):
+            direction_of(rule, replace(cohort, reports={**cohort.reports, report: spoiled(values, 3, bad)}))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_wrong_shapes_are_refused(name: str) -> None:
+    rule = build(name)
+    cohort = cohort_for(rule)
+    wrong = [
+        {"updates": cohort.updates[0]},
+        {"updates": cohort.updates[:, :, None]},
+        {"losses": cohort.losses[:3]},
+        {"losses": cohort.losses[:, None]},
+        {"weights": cohort.weights[:3]},
+        *({"reports": {**cohort.reports, report: cohort.losses[:3]}} for report in rule.needs),
+    ]
+    for change in wrong:
+        with pytest.raises(ValueError):
+            direction_of(rule, replace(cohort, **change))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_memory_survives_a_checkpoint_and_is_not_changed_in_place(name: str) -> None:
+    rule = build(name)
+    if not isinstance(rule, MemoryRule):
+        pytest.skip("no memory")
+    cohort = cohort_for(rule)
+    _, memory = rule.direction(cohort, rule.initial_memory())
+    file = io.BytesIO()
+    torch.save(memory, file)
+    file.seek(0)
+    restored = torch.load(file, weights_only=True)
+    following = replace(cohort, updates=0.9 * cohort.updates, losses=0.9 * cohort.losses)
+    before = copy.deepcopy(memory)
+    through, there = rule.direction(following, memory)
+    again, here = rule.direction(following, memory)
+    thawed, _ = rule.direction(following, restored)
+    assert torch.equal(through.vector, again.vector)
+    assert torch.equal(through.vector, thawed.vector)
+    torch.testing.assert_close(memory, before, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(there, here, rtol=0, atol=0, equal_nan=True)
