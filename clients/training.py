@@ -50,7 +50,7 @@ class Fit:
     Attributes:
         update: theta_received - theta_local, or the full-batch gradient when local_epochs = 0, [D].
         report: Numbers for the server: loss (at the received weights, on the whole train shard, the L2 term
-            included), loss-after, steps, num-examples, and what the rule asked for.
+            included), loss-after, steps, num-examples, update-norm, and what the rule asked for.
         state: What the client keeps for its next round.
     """
 
@@ -101,7 +101,13 @@ def fit_each(
         loss_after = _full_pass(model, train, settings.weight_decay, with_gradient=wants_final)
         if wants_final:
             update = model.grad.clone()
-    report = {"loss": loss, "loss-after": loss_after, "steps": float(steps), "num-examples": float(len(train))}
+    report = {
+        "num-examples": float(len(train)),
+        "loss": loss,
+        "loss-after": loss_after,
+        "steps": float(steps),
+        "update-norm": float(update.norm()),
+    }
     if newton is None:
         return Fit(update, report)
     if iterates is not None:

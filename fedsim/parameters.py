@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -61,6 +62,13 @@ class Layout:
         pairs = zip(self.names, self.shapes, other.shapes, strict=True)
         name, wanted, got = next((n, w, g) for n, w, g in pairs if w != g)
         return f"{name} must have shape {list(wanted)}, got {list(got)}"
+
+
+def tensor_of(array: NDArray[np.float32]) -> Tensor:
+    """Return a tensor on an array's memory, which may be read-only: Ray shares its objects that way."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(array)
 
 
 class FlatNetwork:

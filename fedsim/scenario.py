@@ -207,6 +207,15 @@ class Scenario(BaseModel):
         return self.client.lr * self.client.lr_decay ** (server_round - 1)
 
 
+def overrides_of(text: str) -> list[str]:
+    """Return the overrides in a run-config value: "key=value" strings with semicolons between.
+
+    >>> overrides_of("seed=1; strategy.name=fedavg")
+    ['seed=1', 'strategy.name=fedavg']
+    """
+    return [part.strip() for part in text.split(";") if part.strip()]
+
+
 def locate(path: str | Path) -> Path:
     """Return the file meant: as given, beside the fedsim package, or a bundled scenario by its bare name.
 

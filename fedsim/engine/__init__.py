@@ -1,0 +1,25 @@
+"""Engines: Flower grids whose nodes are virtual clients. `open_grid` picks the one a scenario asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedsim.engine.base import BlockApp, BlockGrid
+    from fedsim.scenario import EngineSettings
+
+
+def open_grid(app: BlockApp, settings: EngineSettings) -> BlockGrid:
+    """Return the grid of `engine.backend`; use it as a context manager.
+
+    Raises:
+        EngineError: No GPU where one was asked for, or Ray cannot start.
+    """
+    if settings.backend == "local":
+        from fedsim.engine.local import LocalGrid, check_device
+
+        check_device(settings)
+        return LocalGrid(app, settings.threads_per_worker)
+    from fedsim.engine.grid import RayGrid  # Ray takes a second to import
+
+    return RayGrid(app, settings)

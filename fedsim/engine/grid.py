@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from flwr.app import RecordDict
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from fedsim.engine.base import BlockApp, BlockGrid, State
+from fedsim.engine.local import check_device
 from fedsim.engine.schedule import balance
 from fedsim.engine.worker import Worker
 from fedsim.errors import EngineError
@@ -126,21 +126,17 @@ class RayGrid(BlockGrid):
 
 
 def _num_workers(settings: EngineSettings) -> int:
-    if settings.gpus_per_worker > 0:
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if found == 0:
-            raise EngineError(
-                f"engine.gpus_per_worker: no CUDA device was found, got {settings.gpus_per_worker:g}; "
-                "set it to 0 to train on the CPU"
-            )
-        room = int(found / settings.gpus_per_worker + 1e-9)
-        if settings.workers is not None and settings.workers > room:
-            raise EngineError(
-                f"engine.workers: {found} GPU(s) have room for {room} workers of "
-                f"{settings.gpus_per_worker:g}, got {settings.workers}"
-            )
-        return settings.workers or max(1, room)
-    return settings.workers or os.cpu_count() or 1
+    num_gpus = check_device(settings)
+    if num_gpus == 0:
+        return settings.workers or os.cpu_count() or 1
+    room = int(num_gpus / settings.gpus_per_worker + 1e-9)
+    wanted = settings.workers or max(1, room)
+    if wanted > room:
+        raise EngineError(
+            f"engine.workers: {num_gpus} GPU(s) have room for {room} workers of "
+            f"{settings.gpus_per_worker:g}, got {wanted}"
+        )
+    return wanted
 
 
 def _start_ray(num_workers: int, settings: EngineSettings) -> None:

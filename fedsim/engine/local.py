@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import RecordDict
 
 from fedsim.engine.base import BlockApp, BlockGrid, State
+from fedsim.errors import EngineError
 from fedsim.wire import Block
+
+if TYPE_CHECKING:
+    from fedsim.scenario import EngineSettings
+
+
+def check_device(settings: EngineSettings) -> int:
+    """Return the number of GPUs, 0 when none was asked for.
+
+    Raises:
+        EngineError: One was asked for and there is none.
+    """
+    if settings.gpus_per_worker == 0:
+        return 0
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found == 0:
+        raise EngineError(
+            f"engine.gpus_per_worker: no CUDA device was found, got {settings.gpus_per_worker:g}; "
+            "set it to 0 to train on the CPU"
+        )
+    return found
 
 
 class LocalGrid(BlockGrid):

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fedsim import plugins
 from fedsim.plugins import Plugin
 
 
@@ -27,3 +28,8 @@ class Metric(Plugin, ABC):
         Returns:
             [B] float32.
         """
+
+
+def all_metrics() -> dict[str, Metric]:
+    """Return every metric by name."""
+    return {name: plugins.find(__name__, name, Metric)() for name in plugins.names(__name__)}  # type: ignore[type-abstract]

@@ -33,7 +33,8 @@ class Cohort:
 
     Attributes:
         updates: Pseudo-gradients theta_received - theta_local (or gradients), [K, D] float32 or float64.
-        losses: Mean training loss at the received weights on the whole shard, [K] float64.
+        losses: Mean training loss at the received weights on the whole shard, [K] float64; zeros where the
+            rule needs none and a client sent none.
         weights: Shares of the examples n_k / sum n, [K] float64, sum 1.
         clients: The clients' numbers, K of them.
         reports: Further numbers that a rule asked its clients for, each [K] float64.
@@ -111,12 +112,12 @@ class AnyRule(Plugin, ABC):
     """What every rule has, with memory or without.
 
     Attributes:
-        needs: Reports the clients must send beside loss and number of examples.
+        needs: Reports the clients must send beside their number of examples.
         inherits: Options taken from elsewhere in the scenario when not given ("client_lr": "client.lr").
     """
 
     noun: ClassVar[str] = "rule"
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ("loss",)
     inherits: ClassVar[Mapping[str, str]] = {}
 
     @property

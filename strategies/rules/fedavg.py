@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from strategies.rules import Cohort, Direction, Rule
 
@@ -10,6 +10,8 @@ from strategies.rules import Cohort, Direction, Rule
 @final
 class FedAvg(Rule):
     """Averages the updates with weights n_k / sum n; with server_lr = 1 that averages the clients' models."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def direction(self, cohort: Cohort) -> Direction:
         """Return sum_k p_k u_k."""

@@ -191,7 +191,7 @@ def test_safeguard_makes_the_first_step_no_longer_than_the_mean_update() -> None
 
 
 def test_safeguard_goes_the_damped_share_of_the_way_on_a_parabola() -> None:
-    """f = 4 theta^2 / 2 with rates far too large: one pair shows the curvature 4, then theta shrinks by 1 - 0.7."""
+    """f = 4 theta^2 / 2, rates far too large: one pair shows the curvature 4, then theta -> 0.3 theta."""
     theta, memory = tensor([3.0]), {}
     direction, memory = guarded(4 * theta[None], tensor([5000.0]), memory)
     theta = theta - direction.vector

@@ -402,6 +402,17 @@ def test_more_clients_than_parameters_with_rates_that_do_not_fit_are_convex() ->
     assert (rows @ d >= rates * (d @ d) - 1e-9).all()
 
 
+def test_small_rate_counts_in_full_in_the_convex_mode() -> None:
+    """Rates 1, 2 and 1/20: the scaled gradients (1/2, 0) and (1/4, 1/2) span the nearest face."""
+    rows, rates = np.array([[1.0, 0.0], [1.0, 0.0], [0.0125, 0.025]]), np.array([1.0, 2.0, 0.05])
+    solution, d = descent(rows, rates)
+    scaled = rows / rates[:, None]
+    weights = oracles.min_norm_by_enumeration(scaled)
+    assert solution.mode == "convex"
+    assert weights[2] > 0.1
+    np.testing.assert_allclose(d, weights @ scaled, rtol=1e-9)
+
+
 def test_same_gradient_with_different_losses_still_descends() -> None:
     """The affine hull of g/1 and g/4 holds the origin; their shortest convex point is g / max c."""
     gradient = np.array([3.0, -1.0, 2.0])

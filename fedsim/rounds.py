@@ -1,0 +1,162 @@
+"""The round loop: drives any Flower Strategy over any Grid, and keeps what every client sent.
+
+Flower's own `Strategy.start` keeps aggregates only, starts at round 1 and calls nobody back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedsim.errors import RoundError
+from fedsim.wire import Answer, read
+
+CentralEvaluation = Callable[[int, ArrayRecord], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in one round.
+
+    Attributes:
+        number: From 1; 0 is the evaluation of the initial model.
+        arrays: The model after the round.
+        trained: What each sampled client answered, failures included.
+        evaluated: What each client answered to the evaluation; empty where there was none.
+        weights: Client -> factor of its update in the server's direction.
+        info: The strategy's numbers and words about the round.
+        failures: Clients left out of the aggregation, with the cause.
+        central: Metrics on the common test set.
+        seconds: Phase -> seconds: train, aggregate, evaluate, total.
+    """
+
+    number: int
+    arrays: ArrayRecord
+    trained: tuple[Answer, ...] = ()
+    evaluated: tuple[Answer, ...] = ()
+    weights: Mapping[int, float] = field(default_factory=dict)
+    info: Mapping[str, float | str] = field(default_factory=dict)
+    failures: tuple[Answer, ...] = ()
+    central: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Callback(Protocol):
+    """Told about every round as soon as it is finished."""
+
+    def __call__(self, finished: Round) -> None:
+        """Take note of a finished round."""
+        ...
+
+
+def run_rounds(
+    strategy: Strategy,
+    grid: Grid,
+    arrays: ArrayRecord,
+    *,
+    num_rounds: int,
+    evaluate_every: int = 1,
+    central: CentralEvaluation | None = None,
+    callbacks: Sequence[Callback] = (),
+    timeout: float | None = None,
+) -> ArrayRecord:
+    """Train for a number of rounds and return the final model.
+
+    Args:
+        strategy: Any Flower strategy.
+        grid: Any Flower grid.
+        arrays: Initial model.
+        num_rounds: Number of rounds T.
+        evaluate_every: Rounds between evaluations on the clients; the first and last model always are.
+        central: Evaluates on a common test set whenever the clients are.
+        callbacks: Told about every round.
+        timeout: Seconds to wait for the clients of one round.
+
+    Raises:
+        ClientError: A client failed and the strategy does not tolerate it.
+        RoundError: A round gave no model.
+    """
+    strategy.summary()
+    loop = _Loop(strategy, grid, central, timeout)
+    for number in range(num_rounds + 1):
+        evaluates = number % evaluate_every == 0 or number == num_rounds
+        finished = loop.round(number, arrays, evaluates=evaluates)
+        arrays = finished.arrays
+        for callback in callbacks:
+            callback(finished)
+    return arrays
+
+
+class _Loop:
+    def __init__(
+        self, strategy: Strategy, grid: Grid, central: CentralEvaluation | None, timeout: float | None
+    ) -> None:
+        self._strategy, self._grid, self._central, self._timeout = strategy, grid, central, timeout
+
+    def round(self, number: int, arrays: ArrayRecord, *, evaluates: bool) -> Round:
+        """Train (not in round 0) and evaluate (when due)."""
+        clock = _Clock()
+        trained: list[Message] = []
+        if number > 0:
+            trained, arrays = self._train(number, arrays, clock)
+        evaluated = self._evaluate(number, arrays) if evaluates else []
+        central = self._central(number, arrays) if evaluates and self._central else {}
+        clock.lap("evaluate")
+        last = getattr(self._strategy, "last", None) if number > 0 else None
+        return Round(
+            number=number,
+            arrays=arrays,
+            trained=tuple(read(reply) for reply in trained),
+            evaluated=tuple(read(reply) for reply in evaluated),
+            weights=last.weights if last else {},
+            info=last.info if last else {},
+            failures=last.failures if last else (),
+            central=central,
+            seconds=clock.seconds(),
+        )
+
+    def _train(self, number: int, arrays: ArrayRecord, clock: _Clock) -> tuple[list[Message], ArrayRecord]:
+        messages = self._strategy.configure_train(number, arrays, ConfigRecord(), self._grid)
+        replies = self._send(messages)
+        clock.lap("train")
+        aggregated, _ = self._strategy.aggregate_train(number, replies)
+        clock.lap("aggregate")
+        if aggregated is None:
+            raise RoundError(f"round {number}: the strategy gave no model; {_failures(replies)}")
+        return replies, aggregated
+
+    def _evaluate(self, number: int, arrays: ArrayRecord) -> list[Message]:
+        messages = self._strategy.configure_evaluate(number, arrays, ConfigRecord(), self._grid)
+        replies = self._send(messages)
+        self._strategy.aggregate_evaluate(number, replies)
+        return replies
+
+    def _send(self, messages: Iterable[Message]) -> list[Message]:
+        return list(self._grid.send_and_receive(list(messages), timeout=self._timeout))
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {"train": 0.0, "aggregate": 0.0, "evaluate": 0.0}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self._laps[phase] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._laps, "total": time.perf_counter() - self._start}
+
+
+def _failures(replies: Sequence[Message]) -> str:
+    failed = [answer for answer in map(read, replies) if answer.error is not None]
+    if not failed:
+        return f"{len(replies)} clients answered"
+    return f"client {failed[0].client}: {failed[0].error} ({len(failed)} of {len(replies)} clients failed)"

@@ -1,0 +1,274 @@
+"""The run folder: what a run leaves behind, readable at any time after the first round.
+
+    scenario.toml       the resolved scenario           environment.json   versions, commit, hardware, seed
+    manifest.json       who owns what, with a hash      partition.svg      a figure of it
+    clients.parquet     round x client: every number    rounds.parquet     one row per round
+    summary.json        the fairness block              model.safetensors  the final model
+    log.txt             what happened                   report.html        all of it, to look at
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from fedsim.errors import DataError
+from fedsim.fairness import fairness_block, improved_share
+from fedsim.federation import Federation
+from fedsim.rounds import Round
+from fedsim.scenario import Scenario
+from fedsim.wire import unpack_arrays
+
+PACKAGES = ("fedsim", "flwr", "flwr-datasets", "ray", "torch", "torchvision", "numpy", "pandas", "scipy")
+
+TRAIN_COLUMNS = {"loss": "loss", "loss-after": "loss_after", "steps": "steps", "update-norm": "update_norm"}
+"""Name on the wire -> column; further numbers a client reports keep their name."""
+
+
+def default_folder(scenario: Scenario) -> Path:
+    """Return a new folder under runs/, named by scenario, rule, seed and time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{scenario.name}-{scenario.strategy.plugin_name}-seed{scenario.seed}-{stamp}"
+    folder = Path("runs") / name
+    count = 1
+    while folder.exists():
+        count += 1
+        folder = Path("runs") / f"{name}-{count}"
+    return folder
+
+
+class RunFolder:
+    """Collects what happens and writes it down; a callback of the round loop.
+
+    Args:
+        path: The folder, made if need be.
+        scenario: The resolved scenario.
+        federation: Who owns what.
+
+    Raises:
+        DataError: The folder already holds a run.
+    """
+
+    def __init__(self, path: Path, scenario: Scenario, federation: Federation) -> None:
+        self.path = path
+        self._scenario = scenario
+        self._federation = federation
+        self._clients: list[dict[str, NDArray[Any]]] = []
+        self._rounds: list[dict[str, float | str]] = []
+        self._arrays: ArrayRecord | None = None
+        self._previous_loss: NDArray[np.float64] | None = None
+        self._seconds = {"start": 0.0, "train": 0.0, "aggregate": 0.0, "evaluate": 0.0}
+        self._began = time.perf_counter()
+        path.mkdir(parents=True, exist_ok=True)
+        _write(path / "scenario.toml", scenario.to_toml())
+        _write(path / "manifest.json", json.dumps(federation.manifest))
+        _write(path / "environment.json", json.dumps(_environment(scenario), indent=2))
+
+    def started(self) -> None:
+        """Note that everything is ready for the first round."""
+        self._seconds["start"] = time.perf_counter() - self._began
+
+    def __call__(self, finished: Round) -> None:
+        """Take down one round."""
+        self._arrays = finished.arrays
+        for phase in ("train", "aggregate", "evaluate"):
+            self._seconds[phase] += finished.seconds[phase]
+        table = self._client_rows(finished)
+        self._clients.append(table)
+        self._rounds.append(self._round_row(finished, table))
+
+    @property
+    def last(self) -> dict[str, float | str]:
+        """The newest row of rounds.parquet."""
+        return self._rounds[-1]
+
+    def close(self, status: str) -> dict[str, Any]:
+        """Write tables, summary and model; return the summary.
+
+        Args:
+            status: "finished", "interrupted" or "failed".
+        """
+        clients = pd.concat([pd.DataFrame(rows) for rows in self._clients], ignore_index=True) if self._clients else None
+        if clients is not None:
+            _write_table(self.path / "clients.parquet", clients)
+            _write_table(self.path / "rounds.parquet", pd.DataFrame(self._rounds))
+        model = unpack_arrays(self._arrays) if self._arrays is not None else {}
+        if model:
+            partial = self.path / "model.safetensors.part"
+            save_file({name: np.ascontiguousarray(array) for name, array in model.items()}, str(partial))
+            partial.replace(self.path / "model.safetensors")
+        summary = self._summary(status, model)
+        _write(self.path / "summary.json", json.dumps(_plain(summary), indent=2))
+        return summary
+
+    def _client_rows(self, finished: Round) -> dict[str, NDArray[Any]]:
+        count = self._federation.num_clients
+        nothing = np.full(count, np.nan)
+        table: dict[str, NDArray[Any]] = {
+            "round": np.full(count, finished.number),
+            "client": np.arange(count),
+            "train_examples": np.asarray(self._federation.train_sizes),
+            "test_examples": np.asarray(self._federation.test_sizes),
+            "sampled": np.zeros(count, dtype=bool),
+            "failed": np.zeros(count, dtype=bool),
+            **{column: nothing.copy() for column in (*TRAIN_COLUMNS.values(), "weight", "test_loss", "test_accuracy")},
+        }
+        for failure in finished.failures:
+            table["failed"][failure.client] = True
+        for answer in finished.trained:
+            table["sampled"][answer.client] = True
+        for answer in (*finished.trained, *finished.evaluated):
+            for name, value in answer.numbers.items():
+                if name not in ("client", "num-examples"):
+                    column = TRAIN_COLUMNS.get(name, name.replace("-", "_"))
+                    table.setdefault(column, nothing.copy())[answer.client] = value
+        for client, weight in finished.weights.items():
+            table["weight"][client] = weight
+        return table
+
+    def _round_row(self, finished: Round, table: dict[str, NDArray[Any]]) -> dict[str, float | str]:
+        lr = getattr(self._scenario.server, "lr", None) or math.nan
+        decay = self._scenario.server.lr_decay ** max(0, finished.number - 1)
+        row: dict[str, float | str] = {
+            "round": finished.number,
+            **{f"seconds_{phase}": seconds for phase, seconds in finished.seconds.items() if phase != "total"},
+            "seconds": finished.seconds["total"],
+            "server_lr": lr * decay,
+            "num_sampled": len(finished.trained),
+            "num_failures": len(finished.failures),
+            "mean_loss": _mean(table["loss"]),
+            **{f"central_{name}": value for name, value in finished.central.items()},
+            **finished.info,
+        }
+        if finished.evaluated:
+            accuracy = fairness_block(
+                table["test_accuracy"], table["test_examples"], higher_is_better=True
+            )
+            row |= {"mean_accuracy": accuracy["mean"], "worst_10": accuracy["worst_10"], "std": accuracy["std"]}
+            losses = table["test_loss"]
+            if self._previous_loss is not None:
+                row["improved"] = improved_share(self._previous_loss, losses)
+            self._previous_loss = losses
+        return row
+
+    def _summary(self, status: str, model: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        evaluated = [rows for rows in self._clients if not np.isnan(rows["test_accuracy"]).all()]
+        fairness: dict[str, Any] = {}
+        if evaluated:
+            last = evaluated[-1]
+            for name, higher in (("test_accuracy", True), ("test_loss", False)):
+                fairness[name] = fairness_block(last[name], last["test_examples"], higher_is_better=higher)
+            shares = [float(row["improved"]) for row in self._rounds if "improved" in row]
+            fairness["improved"] = float(np.mean(shares)) if shares else math.nan
+        central = [row for row in self._rounds if "central_accuracy" in row]
+        return {
+            "scenario": self._scenario.name,
+            "strategy": self._scenario.strategy.plugin_name,
+            "seed": self._scenario.seed,
+            "rounds": max(0, len(self._rounds) - 1),
+            "status": status,
+            "partition_sha256": self._federation.manifest["sha256"],
+            "model_sha256": model_digest(model) if model else None,
+            "fairness": fairness,
+            "central": {k: central[-1][f"central_{k}"] for k in ("accuracy", "loss")} if central else None,
+            "seconds": {**self._seconds, "total": time.perf_counter() - self._began},
+        }
+
+
+def refuse_used(path: Path) -> None:
+    """Refuse to write a run over another one.
+
+    Raises:
+        DataError: The folder is not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(f"{path}: is not an empty folder; name another one with --out, nothing is overwritten")
+
+
+def model_digest(arrays: dict[str, NDArray[Any]]) -> str:
+    """Return a hash of names, shapes and bits of a model."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON-able data: numbers that JSON has no word for become null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    partial = path.with_name(path.name + ".part")
+    table.to_parquet(partial, index=False)
+    partial.replace(path)
+
+
+def _environment(scenario: Scenario) -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "commit": _commit(),
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cpu_cores": os.cpu_count(),
+        "gpu": gpu,
+        "seed": scenario.seed,
+        "scenario_digest": scenario.digest(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the code, with a mark when it has been edited since."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}{'+edited' if git('status', '--porcelain') else ''}" if commit else None

@@ -1,0 +1,169 @@
+"""The Flower ServerApp: scenario -> federation -> model -> strategy -> rounds -> run folder.
+
+`conduct` is the whole of it, for any grid: ours in a simulation, Flower's under `flwr run`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from clients.training import evaluate
+from fedsim.datasets import data_root
+from fedsim.errors import FedSimError
+from fedsim.federation import Federation
+from fedsim.metrics import all_metrics
+from fedsim.models._check import build_model
+from fedsim.parameters import FlatNetwork, tensor_of
+from fedsim.report import save_partition_figure, write_report
+from fedsim.rounds import Callback, Round, run_rounds
+from fedsim.run_folder import RunFolder, default_folder
+from fedsim.scenario import Scenario, overrides_of
+from fedsim.wire import pack_arrays, unpack_arrays
+from strategies.flower import RuleStrategy
+
+log = logging.getLogger("fedsim")
+
+
+def conduct(
+    scenario: Scenario,
+    federation: Federation,
+    grid: Grid,
+    folder: Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
+    """Run a scenario over a grid and leave a run folder, whatever happens after the first round.
+
+    Args:
+        scenario: The resolved scenario.
+        federation: Who owns what.
+        grid: Where the clients are.
+        folder: The run folder.
+        callbacks: Told about every round, after the run folder.
+
+    Returns:
+        The summary.
+
+    Raises:
+        FedSimError: The run cannot go on; the folder holds what was reached.
+        KeyboardInterrupt: Passed on after the folder is written.
+    """
+    run = RunFolder(folder, scenario, federation)
+    with _log_file(folder / "log.txt"):
+        log.info("scenario %s, seed %d, partition %s", scenario.name, scenario.seed, federation.manifest["sha256"])
+        status = "failed"
+        try:
+            save_partition_figure(folder)
+            _rounds(scenario, federation, grid, run, callbacks)
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            log.warning("interrupted")
+            raise
+        except FedSimError as error:
+            log.error("%s", error)  # noqa: TRY400 - the message is written to be read without a traceback
+            raise
+        except Exception:
+            log.exception("the run failed")
+            raise
+        finally:
+            summary = run.close(status)
+            write_report(folder)
+            log.info("%s after %d rounds", status, summary["rounds"])
+    return summary
+
+
+def strategy_of(scenario: Scenario, *, min_available_nodes: int = 1) -> RuleStrategy:
+    """Return the Flower strategy a scenario asks for."""
+    return RuleStrategy(
+        scenario.strategy,
+        server_lr=scenario.server.lr,
+        server_lr_decay=scenario.server.lr_decay,
+        clients_per_round=scenario.server.clients_per_round,
+        min_available_nodes=min_available_nodes,
+        seed=scenario.seed,
+        max_failures=scenario.engine.max_failures,
+    )
+
+
+def _rounds(
+    scenario: Scenario, federation: Federation, grid: Grid, run: RunFolder, callbacks: Sequence[Callback]
+) -> None:
+    network = build_model(scenario.model, federation.input_shape, federation.num_classes, scenario.seed)
+    initial = {name: value.detach().numpy() for name, value in network.named_parameters()}
+    run.started()
+    run_rounds(
+        strategy_of(scenario, min_available_nodes=federation.num_clients),
+        grid,
+        pack_arrays(initial),
+        num_rounds=scenario.rounds,
+        evaluate_every=scenario.evaluation.every,
+        central=_central_evaluation(scenario, federation),
+        callbacks=[run, *callbacks],
+        timeout=scenario.engine.timeout_s,
+    )
+
+
+def _central_evaluation(
+    scenario: Scenario, federation: Federation
+) -> Callable[[int, ArrayRecord], Mapping[str, float]] | None:
+    """Return a function that evaluates on the common test set, if the data have one."""
+    if federation.common_test is None:
+        return None
+    device = torch.device("cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
+    network = build_model(scenario.model, federation.input_shape, federation.num_classes, scenario.seed)
+    model = FlatNetwork(network, device)
+    test = federation.common_test.to(device)
+    known = all_metrics()
+
+    def central(server_round: int, arrays: ArrayRecord) -> dict[str, float]:
+        del server_round
+        theta = tensor_of(model.layout.join(unpack_arrays(arrays))).to(device)
+        means = evaluate(model, theta, test, [len(test)], known)
+        return {name: float(column[0]) for name, column in means.items()}
+
+    return central
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Write what the platform logs to a file, and keep it from the terminal."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+        log.level, log.propagate = before
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the scenario named in the run configuration."""
+    scenario = Scenario.load(
+        str(context.run_config["scenario"]), overrides_of(str(context.run_config["overrides"]))
+    )
+    federation = Federation.build(scenario.data, scenario.partition, scenario.seed, data_root())
+    folder = default_folder(scenario).resolve()
+
+    def say(finished: Round) -> None:
+        log.info("round %d of %d", finished.number, scenario.rounds)
+
+    conduct(scenario, federation, grid, folder, callbacks=[say])
+    print(folder)

@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""The command line of fedsim: run, report, check, list.
+
+    python run_sim.py run scenarios/quickstart.toml --set strategy.name=fedavg --set seed=1
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsim.errors import FedSimError
+
+# Flower would otherwise report its use over the network.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+cli = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Federated-learning simulation for fairness research.",
+)
+
+ScenarioArgument = Annotated[str, typer.Argument(help="A scenario file, or the name of a bundled one.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the scenario; repeatable.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder of the data sets (default: FEDSIM_DATA, else ~/.cache/fedsim).")
+]
+
+
+@cli.command()
+def run(
+    scenario: ScenarioArgument,
+    changes: SetOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder (default: a new one under runs/).")] = None,
+    data: DataOption = None,
+) -> None:
+    """Run a scenario and leave a run folder with every number and a report."""
+    from fedsim.simulation import simulate
+
+    _set_data(data)
+    folder = simulate(scenario, changes or [], out)
+    typer.echo(f"report: {folder / 'report.html'}")
+    typer.echo(folder)
+
+
+@cli.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write the report of a run folder again."""
+    from fedsim.report import write_report
+
+    typer.echo(write_report(folder))
+
+
+@cli.command()
+def check(scenario: ScenarioArgument, changes: SetOption = None) -> None:
+    """Check a scenario and print it with every default filled in."""
+    from fedsim.scenario import Scenario
+
+    typer.echo(Scenario.load(scenario, changes or []).to_toml(), nl=False)
+
+
+@cli.command(name="list")
+def list_(
+    family: Annotated[
+        str | None, typer.Argument(help="strategies, datasets, partitions, models, metrics or scenarios.")
+    ] = None,
+) -> None:
+    """List what a scenario can name, a line each."""
+    from fedsim.catalogue import lines
+
+    for line in lines(family):
+        typer.echo(line)
+
+
+def _set_data(data: Path | None) -> None:
+    if data is not None:
+        os.environ["FEDSIM_DATA"] = str(data.expanduser().resolve())
+
+
+def main() -> None:
+    """Run the command line; mistakes are one clear message, never a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except FedSimError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        show = getattr(error, "show", None)  # click's usage errors explain themselves
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    main()
