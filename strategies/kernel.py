@@ -31,7 +31,7 @@ RATE_TOLERANCE = 1e-6
 """The exact solution is accepted when it reaches the rates asked for to this relative error."""
 
 STATIONARY = 1e-14
-"""The hull contains the origin when its min-norm point is this small beside its vertices (squared norms)."""
+"""The hull contains the origin when its min-norm point is this small beside its nearest vertex (squared norms)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def common_descent(gram: Tensor, rates: Tensor) -> CommonDescent:
     if len(kept) == 0 or not wanted[kept].any():
         return CommonDescent(torch.zeros(len(norms), dtype=torch.float64), "stationary", np.inf, 0, dropped)
     sub, scale, target = matrix[np.ix_(kept, kept)], norms[kept], wanted[kept]
-    solved, cond, rank = _solve(sub / np.outer(scale, scale), target / scale)
+    solved, cond, rank = _solve(sub / np.outer(scale, scale), target, scale)
     mode: Mode = "exact"
     if solved is not None:
         factors = solved / scale
@@ -137,8 +137,9 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     return torch.from_numpy(_min_norm(matrix))
 
 
-def _solve(scaled: np.ndarray, target: np.ndarray) -> tuple[np.ndarray | None, float, int]:
-    """Solve a unit-diagonal Gram system; None when the right side is out of its range."""
+def _solve(scaled: np.ndarray, rates: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray | None, float, int]:
+    """Solve a unit-diagonal Gram system; None when the rates are out of its range."""
+    target = rates / norms
     values, vectors = np.linalg.eigh(scaled)
     cut = RANK_CUT * len(values) * values[-1]
     used = values > cut
@@ -146,8 +147,8 @@ def _solve(scaled: np.ndarray, target: np.ndarray) -> tuple[np.ndarray | None, f
     inverse = vectors[:, used] / values[used] @ vectors[:, used].T
     solution = inverse @ target
     solution += inverse @ (target - scaled @ solution)
-    reached = scaled @ solution
-    if np.abs(reached - target).max() > RATE_TOLERANCE * np.abs(target).max() or target @ solution <= 0:
+    missed = np.abs(scaled @ solution - target) * norms
+    if missed.max() > RATE_TOLERANCE * rates.max() or target @ solution <= 0:
         return None, cond, int(used.sum())
     return solution, cond, int(used.sum())
 
@@ -157,7 +158,7 @@ def _convex(matrix: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, Mode]:
     divisors = np.maximum(rates, 1e-6 * rates.max())
     hull = matrix / np.outer(divisors, divisors)
     simplex = _min_norm(hull)
-    if simplex @ hull @ simplex <= STATIONARY * np.diag(hull).mean():
+    if simplex @ hull @ simplex <= STATIONARY * np.diag(hull).min():
         return np.zeros(len(rates)), "stationary"
     return simplex / divisors, "convex"
 
@@ -167,8 +168,9 @@ def _min_norm(matrix: np.ndarray) -> np.ndarray:
     zero = norms <= ZERO_GRADIENT * norms.max()
     if zero.any():  # the origin is a vertex
         return zero / zero.sum()
-    values, vectors = np.linalg.eigh(matrix / norms.min() ** 2)
-    factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+    # Unit diagonal first: eigh's error is relative to the largest entry and would drown short rows.
+    values, vectors = np.linalg.eigh(matrix / np.outer(norms, norms))
+    factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T * (norms / norms.min())
     system = np.vstack([factor, np.ones(len(matrix))])
     solution, _ = nnls(system, np.append(np.zeros(len(matrix)), 1.0), maxiter=30 * len(matrix))
     return np.asarray(solution / solution.sum())

@@ -51,6 +51,8 @@ class Cohort:
     def __post_init__(self) -> None:
         if self.updates.ndim != 2 or len(self.updates) == 0:
             raise ValueError(f"updates must be [K, D] with K > 0, got {tuple(self.updates.shape)}")
+        if len(self.clients) != len(self.updates):
+            raise ValueError(f"clients must be {len(self.updates)} numbers, got {len(self.clients)}")
         for name, column in {"losses": self.losses, "weights": self.weights, **self.reports}.items():
             if column.shape != (len(self.updates),):
                 raise ValueError(f"{name} must be [{len(self.updates)}], got {tuple(column.shape)}")
@@ -86,6 +88,7 @@ class Cohort:
         # Looking at D sums first keeps the common case free of a pass over the K x D updates.
         if not bool(torch.isfinite(vector).all()):
             self._refuse(~torch.isfinite(self.updates).all(dim=1))
+            raise ValueError("the weighted sum of finite updates overflows; its weights are too large")
         return vector
 
     def _refuse(self, bad: Tensor) -> None:

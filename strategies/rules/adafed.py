@@ -42,10 +42,11 @@ class AdaFed(Rule):
 
     def _rates(self, losses: Tensor) -> Tensor:
         rates = losses**self.gamma
-        positive = rates[rates > 0]
-        if len(positive) == 0 or self.scale in ("raw", "norm"):
+        reference = rates.min() if self.scale == "min" else rates.mean()
+        # A reference of zero asks for no step at all ("min" stands still when one client is fitted perfectly).
+        if self.scale in ("raw", "norm"):
             return rates
-        return rates / (positive.min() if self.scale == "min" else rates.mean())
+        return rates / reference if reference > 0 else torch.zeros_like(rates)
 
 
 def _norm_ratio(gram: Tensor, weights: Tensor) -> float:

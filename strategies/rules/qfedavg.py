@@ -29,11 +29,15 @@ class QFedAvg(Rule):
     client_lr: PositiveFloat
 
     def direction(self, cohort: Cohort) -> Direction:
-        """Return sum_k F_k^q L u_k / sum_k (q F_k^(q-1) ||L u_k||^2 + L F_k^q), F_k the loss."""
+        """Return sum_k F_k^q L u_k / sum_k (q F_k^(q-1) ||L u_k||^2 + L F_k^q), F_k the loss.
+
+        Numerator and denominator are divided by max F^q, which would overflow for a large q.
+        """
         lipschitz = 1.0 / self.client_lr
         losses = cohort.losses + 1e-10  # keeps F^(q-1) finite when a client is fitted perfectly
         squares = torch.linalg.vector_norm(cohort.updates, dim=1, dtype=torch.float64).square().cpu()
-        step = lipschitz * losses**self.q
-        curvature = self.q * losses ** (self.q - 1.0) * lipschitz**2 * squares
+        relative = losses / losses.max()
+        step = lipschitz * relative**self.q
+        curvature = self.q * relative**self.q / losses * lipschitz**2 * squares
         weights = step / (curvature + step).sum()
         return Direction(cohort.combine(weights), weights)
