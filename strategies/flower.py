@@ -252,9 +252,13 @@ class RuleStrategy(Strategy):
             losses=_column(answers, self.loss_key),
             weights=sizes / total,
             clients=tuple(answer.client for answer in answers),
-            reports={need: _column(answers, need) for need in self.rule.needs if need != "loss"},
+            reports={name: _column(answers, name) for name in self._reports(answers)},
             server_lr=self.lr(server_round),
         )
+
+    def _reports(self, answers: Sequence[Answer]) -> list[str]:
+        wanted = [name for name in self.rule.wants if all(name in answer.numbers for answer in answers)]
+        return [*(name for name in self.rule.needs if name != "loss"), *wanted]
 
     def _direction(self, cohort: Cohort) -> tuple[Direction, dict[str, Any]]:
         if isinstance(self.rule, MemoryRule):

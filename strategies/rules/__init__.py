@@ -116,11 +116,13 @@ class AnyRule(Plugin, ABC):
 
     Attributes:
         needs: Reports the clients must send beside their number of examples.
+        wants: Reports a rule uses where every client sends them.
         inherits: Options taken from elsewhere in the scenario when not given ("client_lr": "client.lr").
     """
 
     noun: ClassVar[str] = "rule"
     needs: ClassVar[tuple[str, ...]] = ("loss",)
+    wants: ClassVar[tuple[str, ...]] = ()
     inherits: ClassVar[Mapping[str, str]] = {}
 
     @property

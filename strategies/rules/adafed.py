@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from pydantic import NonNegativeFloat
@@ -21,17 +21,26 @@ class AdaFed(Rule):
 
     Attributes:
         gamma: Exponent of the loss; 0 asks for equal rates.
+        per_step: Multiply c_k by client k's number of local steps over the mean number, where the clients report
+            it: an update of more steps is a longer estimate of the same gradient, and without this a client
+            with few examples sets the pace. False takes updates as gradients, as published; with equal numbers
+            of steps both are the same.
         scale: "raw": c as published. "min": c / min c, the step of the descent theorem, eta <= (2/L) min c.
             "mean": c / mean c. "norm": d rescaled to the norm of the mean update.
     """
 
+    wants: ClassVar[tuple[str, ...]] = ("steps",)
+
     gamma: NonNegativeFloat = 1.0
     scale: Literal["raw", "min", "mean", "norm"] = "mean"
+    per_step: bool = True
 
     def direction(self, cohort: Cohort) -> Direction:
         """Return d = x / ||x||^2, x = G^T M^-1 c, in the chosen scale."""
         gram = cohort.gram()
         rates = self._rates(cohort.losses)
+        if self.per_step and "steps" in cohort.reports:
+            rates = rates * cohort.reports["steps"] / cohort.reports["steps"].mean()
         solution = common_descent(gram, rates)
         weights = solution.weights
         if self.scale == "norm":
