@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The command line of fedsim: run, report, check, list.
 
-    python run_sim.py run scenarios/quickstart.toml --set strategy.name=fedavg --set seed=1
+python run_sim.py run scenarios/quickstart.toml --set strategy.name=fedavg --set seed=1
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ cli = typer.Typer(
 
 ScenarioArgument = Annotated[str, typer.Argument(help="A scenario file, or the name of a bundled one.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the scenario; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the scenario; repeatable."),
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder of the data sets (default: FEDSIM_DATA, else ~/.cache/fedsim).")
+    Path | None,
+    typer.Option("--data", help="Folder of the data sets (default: FEDSIM_DATA, else ~/.cache/fedsim)."),
 ]
 
 

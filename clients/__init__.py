@@ -1,0 +1,1 @@
+"""The clients of a federation: local training, hooks, and the Flower ClientApp."""

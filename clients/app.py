@@ -61,7 +61,10 @@ class LocalApp:
             ScenarioError: The model does not fit the data.
         """
         network = build_model(
-            self._scenario.model, self._federation.input_shape, self._federation.num_classes, self._scenario.seed
+            self._scenario.model,
+            self._federation.input_shape,
+            self._federation.num_classes,
+            self._scenario.seed,
         )
         with torch.inference_mode():
             network(self._federation.train.x[:1])
@@ -92,7 +95,7 @@ class LocalApp:
         here = self._here()
         theta = torch.from_numpy(request.theta).to(here.device)
         if kind.partition(".")[0] == "evaluate":
-            return self._evaluate(here, request, theta, clients), [{} for _ in clients]
+            return self._evaluate(here, theta, clients), [{} for _ in clients]
         return self._train(here, request, theta, clients, states)
 
     def _here(self) -> _Resident:
@@ -101,7 +104,12 @@ class LocalApp:
         return self._resident
 
     def _train(
-        self, here: _Resident, request: Request, theta: torch.Tensor, clients: Sequence[int], states: Sequence[State]
+        self,
+        here: _Resident,
+        request: Request,
+        theta: torch.Tensor,
+        clients: Sequence[int],
+        states: Sequence[State],
     ) -> tuple[Block, list[State]]:
         updates = np.zeros((len(clients), len(request.theta)), np.float32)
         reports: list[dict[str, float]] = []
@@ -142,7 +150,7 @@ class LocalApp:
             {name: torch.from_numpy(array.copy()).to(here.device) for name, array in state.items()},
         )
 
-    def _evaluate(self, here: _Resident, request: Request, theta: torch.Tensor, clients: Sequence[int]) -> Block:
+    def _evaluate(self, here: _Resident, theta: torch.Tensor, clients: Sequence[int]) -> Block:
         wanted = set(clients)
         found: dict[int, dict[str, float]] = {}
         here.model.theta.copy_(theta)
@@ -224,5 +232,3 @@ def _answer(kind: str, message: Message, context: Context) -> Message:
     if local.stateful and kind == "train":
         context.state = pack_state(kept[0])
     return Message(block.content(0), reply_to=message)
-
-

@@ -190,7 +190,7 @@ def _epoch(
     for start in range(0, len(y), settings.batch_size):
         stop = start + settings.batch_size
         model.grad.zero_()
-        cross_entropy(model.network(x[start:stop]).logits, y[start:stop]).backward()
+        torch.autograd.backward(cross_entropy(model.network(x[start:stop]).logits, y[start:stop]))
         if settings.weight_decay:
             model.grad.add_(model.theta, alpha=settings.weight_decay)
         if settings.clip_norm is not None:
@@ -213,7 +213,7 @@ def _full_pass(model: FlatNetwork, data: Split, weight_decay: float, *, with_gra
             logits = model.network(data.x[start : start + CHUNK]).logits
             loss = cross_entropy(logits, data.y[start : start + CHUNK], reduction="sum")
             if with_gradient:
-                (loss / len(data)).backward()
+                torch.autograd.backward(loss / len(data))
             total += loss.item()
     if with_gradient and weight_decay:
         model.grad.add_(model.theta, alpha=weight_decay)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from fedsim import plugins
 from fedsim.errors import ScenarioError
 from fedsim.metrics import Metric
+from fedsim.plugins import Plugin
 from fedsim.scenario import FAMILIES
 
-_SHELVES = {
+_SHELVES: Mapping[str, tuple[str, type[Plugin]]] = {
     "strategies": FAMILIES["strategy"],
     "datasets": FAMILIES["data"],
     "partitions": FAMILIES["partition"],
@@ -33,7 +35,9 @@ def lines(family: str | None = None) -> list[str]:
     if family == "scenarios":
         return _aligned(_scenarios())
     if family not in _SHELVES:
-        raise ScenarioError("list", [f'no family "{family}"{plugins.nearest(family, known)} there are {", ".join(known)}'])
+        raise ScenarioError(
+            "list", [f'no family "{family}"{plugins.nearest(family, known)} there are {", ".join(known)}']
+        )
     package, base = _SHELVES[family]
     entries = {}
     for name in plugins.names(package):

@@ -137,9 +137,7 @@ def improved_share(before: ArrayLike, after: ArrayLike) -> float:
     """
     first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(
-            f"improved_share: needs two vectors of one length, got {first.shape} and {second.shape}"
-        )
+        raise ValueError(f"improved_share: needs two vectors of one length, got {first.shape} and {second.shape}")
     both = ~(np.isnan(first) | np.isnan(second))
     return float(np.mean(second[both] < first[both])) if both.any() else math.nan
 

@@ -52,13 +52,17 @@ class Layout:
         """Return views of the vector, one per array."""
         ends = np.cumsum([prod(shape) for shape in self.shapes])
         pieces = np.split(vector, ends[:-1])
-        return {name: piece.reshape(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)}
+        return {
+            name: piece.reshape(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
+        }
 
     def _difference(self, other: Layout) -> str:
         if other.names != self.names:
             missing = [name for name in self.names if name not in other.names]
             extra = [name for name in other.names if name not in self.names]
-            return f"arrays must be {', '.join(self.names)}; missing {missing or 'none'}, unexpected {extra or 'none'}"
+            return (
+                f"arrays must be {', '.join(self.names)}; missing {missing or 'none'}, unexpected {extra or 'none'}"
+            )
         pairs = zip(self.names, self.shapes, other.shapes, strict=True)
         name, wanted, got = next((n, w, g) for n, w, g in pairs if w != g)
         return f"{name} must have shape {list(wanted)}, got {list(got)}"
@@ -90,7 +94,7 @@ class FlatNetwork:
         self.theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
         self.grad = torch.zeros_like(self.theta)
         sizes = [p.numel() for p in named.values()]
-        slots = zip(named.values(), self.theta.split(sizes), self.grad.split(sizes), strict=True)
+        slots = zip(named.values(), torch.split(self.theta, sizes), torch.split(self.grad, sizes), strict=True)
         for parameter, values, gradients in slots:
             parameter.data = values.view(parameter.shape)
             parameter.grad = gradients.view(parameter.shape)

@@ -1,10 +1,10 @@
 """The run folder: what a run leaves behind, readable at any time after the first round.
 
-    scenario.toml       the resolved scenario           environment.json   versions, commit, hardware, seed
-    manifest.json       who owns what, with a hash      partition.svg      a figure of it
-    clients.parquet     round x client: every number    rounds.parquet     one row per round
-    summary.json        the fairness block              model.safetensors  the final model
-    log.txt             what happened                   report.html        all of it, to look at
+scenario.toml       the resolved scenario           environment.json   versions, commit, hardware, seed
+manifest.json       who owns what, with a hash      partition.svg      a figure of it
+clients.parquet     round x client: every number    rounds.parquet     one row per round
+summary.json        the fairness block              model.safetensors  the final model
+log.txt             what happened                   report.html        all of it, to look at
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ class RunFolder:
         Args:
             status: "finished", "interrupted" or "failed".
         """
-        clients = pd.concat([pd.DataFrame(rows) for rows in self._clients], ignore_index=True) if self._clients else None
+        clients = (
+            pd.concat([pd.DataFrame(rows) for rows in self._clients], ignore_index=True) if self._clients else None
+        )
         if clients is not None:
             _write_table(self.path / "clients.parquet", clients)
             _write_table(self.path / "rounds.parquet", pd.DataFrame(self._rounds))
@@ -127,7 +129,10 @@ class RunFolder:
             "test_examples": np.asarray(self._federation.test_sizes),
             "sampled": np.zeros(count, dtype=bool),
             "failed": np.zeros(count, dtype=bool),
-            **{column: nothing.copy() for column in (*TRAIN_COLUMNS.values(), "weight", "test_loss", "test_accuracy")},
+            **{
+                column: nothing.copy()
+                for column in (*TRAIN_COLUMNS.values(), "weight", "test_loss", "test_accuracy")
+            },
         }
         for failure in finished.failures:
             table["failed"][failure.client] = True
@@ -157,10 +162,12 @@ class RunFolder:
             **finished.info,
         }
         if finished.evaluated:
-            accuracy = fairness_block(
-                table["test_accuracy"], table["test_examples"], higher_is_better=True
-            )
-            row |= {"mean_accuracy": accuracy["mean"], "worst_10": accuracy["worst_10"], "std": accuracy["std"]}
+            accuracy = fairness_block(table["test_accuracy"], table["test_examples"], higher_is_better=True)
+            row |= {
+                "mean_accuracy": accuracy["mean"],
+                "worst_10": accuracy["worst_10"],
+                "std": accuracy["std"],
+            }
             losses = table["test_loss"]
             if self._previous_loss is not None:
                 row["improved"] = improved_share(self._previous_loss, losses)
@@ -238,7 +245,7 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def _environment(scenario: Scenario) -> dict[str, Any]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

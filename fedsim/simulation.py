@@ -7,18 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from clients.app import LocalApp
 from fedsim.datasets import data_root
 from fedsim.engine import open_grid
+from fedsim.fairness import fairness_block
 from fedsim.federation import Federation
 from fedsim.rounds import Callback, Round
 from fedsim.run_folder import default_folder, refuse_used
 from fedsim.scenario import Scenario
 from fedsim.server_app import conduct
-from fedsim.fairness import fairness_block
 
 
 def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:

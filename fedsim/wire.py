@@ -1,9 +1,9 @@
 """What travels: the only file that knows record keys. Requests and replies are ordinary Flower records.
 
-    request   arrays (ArrayRecord, the weights)   config (ConfigRecord: server-round, reply)
-    train     arrays (the local weights), or update (one flat array) when the request's reply is "update";
-              metrics (MetricRecord: client, num-examples, loss, loss-after, steps, ...)
-    evaluate  metrics (client, num-examples, test_loss, test_accuracy, ...)
+request   arrays (ArrayRecord, the weights)   config (ConfigRecord: server-round, reply)
+train     arrays (the local weights), or update (one flat array) when the request's reply is "update";
+          metrics (MetricRecord: client, num-examples, loss, loss-after, steps, ...)
+evaluate  metrics (client, num-examples, test_loss, test_accuracy, ...)
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class Block:
         for name in (CLIENT, EXAMPLES):
             if name in numbers:
                 numbers[name] = int(numbers[name])
-        content = RecordDict({METRICS: MetricRecord(cast(dict[str, int | float | list[int] | list[float]], numbers))})
+        content = RecordDict(
+            {METRICS: MetricRecord(cast(dict[str, int | float | list[int] | list[float]], numbers))}
+        )
         if self.updates is not None and self.theta is not None and self.layout is not None:
             content[ARRAYS] = pack_arrays(self.layout.split(self.theta - self.updates[row]))
         elif self.updates is not None:
@@ -151,7 +153,7 @@ def read_update(reply: Message, theta: Floats, layout: Layout) -> Floats:
         updates = cast(Block, reply.block).updates  # type: ignore[attr-defined]
         if updates is None:
             raise ValueError("the reply holds no update")
-        row = updates[cast(int, reply.row)]  # type: ignore[attr-defined]
+        row: Floats = updates[cast(int, reply.row)]  # type: ignore[attr-defined]
     else:
         records = reply.content.array_records
         if len(records) != 1:

@@ -44,5 +44,5 @@ def _strategies() -> dict[str, type[RuleStrategy]]:
 
         return type(rule.__name__, (RuleStrategy,), {"__init__": __init__, "__doc__": rule.__doc__})
 
-    rules = [plugins.find("strategies.rules", name, AnyRule) for name in plugins.names("strategies.rules")]  # type: ignore[type-abstract]
+    rules = [plugins.find("strategies.rules", name, AnyRule) for name in plugins.names("strategies.rules")]
     return {rule.__name__: strategy_of(rule) for rule in rules}

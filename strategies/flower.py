@@ -126,15 +126,15 @@ class RuleStrategy(Strategy):
 
         Raises:
             ClientError: More clients failed than max_failures allows; names the first and its cause.
-            RoundError: Every client failed, or the step leaves the finite numbers.
+            RoundError: Every client failed, the rule refuses what they sent, or the step leaves the finite numbers.
         """
         assert self._sent is not None, "aggregate_train before configure_train"
         layout, theta = self._sent
         good, answers, failures = self._sort(list(replies), theta, layout)
         self._tolerate(server_round, failures, len(good))
         while True:
-            cohort = self._cohort(server_round, good, answers, theta, layout)
             try:
+                cohort = self._cohort(server_round, good, answers, theta, layout)
                 direction, memory = self._direction(cohort)
                 break
             except NonFiniteUpdateError as error:
@@ -142,12 +142,15 @@ class RuleStrategy(Strategy):
                 good = [reply for row, reply in enumerate(good) if row not in error.rows]
                 answers = [answer for row, answer in enumerate(answers) if row not in error.rows]
                 self._tolerate(server_round, failures, len(good))
+            except ValueError as error:
+                raise RoundError(f"round {server_round}: {type(self.rule).__name__}: {error}") from error
         self.memory = memory
         self.last = _aggregation(cohort, direction, failures)
         stepped = torch.from_numpy(theta) - self.lr(server_round) * direction.vector
         if not bool(torch.isfinite(stepped).all()):
             raise RoundError(
-                f"round {server_round}: the server's step leaves the finite numbers; lower server.lr, got {self.server_lr:g}"
+                f"round {server_round}: the server's step leaves the finite numbers with server.lr "
+                f"{self.server_lr:g}; lower it"
             )
         numbers = {name: value for name, value in self.last.info.items() if isinstance(value, float)}
         return pack_arrays(layout.split(stepped.numpy())), MetricRecord(dict(numbers))
@@ -208,9 +211,7 @@ class RuleStrategy(Strategy):
                 failures.append(Answer(answer.client, answer.numbers, problem))
         return good, answers, failures
 
-    def _problem(
-        self, answer: Answer, reply: Message, theta: NDArray[np.float32], layout: Layout
-    ) -> str | None:
+    def _problem(self, answer: Answer, reply: Message, theta: NDArray[np.float32], layout: Layout) -> str | None:
         for need in (EXAMPLES, *self.rule.needs):
             key = self.loss_key if need == "loss" else need
             if key not in answer.numbers:

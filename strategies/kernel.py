@@ -13,9 +13,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor
 
+Floats = NDArray[np.float64]
 Mode = Literal["exact", "convex", "stationary"]
 
 BLOCK_BYTES = 32 * 2**20
@@ -137,7 +139,7 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     return torch.from_numpy(_min_norm(matrix))
 
 
-def _solve(scaled: np.ndarray, rates: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray | None, float, int]:
+def _solve(scaled: Floats, rates: Floats, norms: Floats) -> tuple[Floats | None, float, int]:
     """Solve a unit-diagonal Gram system; None when the rates are out of its range."""
     target = rates / norms
     values, vectors = np.linalg.eigh(scaled)
@@ -153,7 +155,7 @@ def _solve(scaled: np.ndarray, rates: np.ndarray, norms: np.ndarray) -> tuple[np
     return solution, cond, int(used.sum())
 
 
-def _convex(matrix: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, Mode]:
+def _convex(matrix: Floats, rates: Floats) -> tuple[Floats, Mode]:
     # A rate of zero would put that vertex at infinity; far away is enough.
     divisors = np.maximum(rates, 1e-6 * rates.max())
     hull = matrix / np.outer(divisors, divisors)
@@ -163,11 +165,11 @@ def _convex(matrix: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, Mode]:
     return simplex / divisors, "convex"
 
 
-def _min_norm(matrix: np.ndarray) -> np.ndarray:
+def _min_norm(matrix: Floats) -> Floats:
     norms = np.sqrt(np.maximum(np.diag(matrix), 0.0))
     zero = norms <= ZERO_GRADIENT * norms.max()
     if zero.any():  # the origin is a vertex
-        return zero / zero.sum()
+        return np.asarray(zero / zero.sum())
     # Unit diagonal first: eigh's error is relative to the largest entry and would drown short rows.
     values, vectors = np.linalg.eigh(matrix / np.outer(norms, norms))
     factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T * (norms / norms.min())
@@ -176,7 +178,7 @@ def _min_norm(matrix: np.ndarray) -> np.ndarray:
     return np.asarray(solution / solution.sum())
 
 
-def _checked(gram: Tensor, rates: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _checked(gram: Tensor, rates: Tensor) -> tuple[Floats, Floats]:
     matrix = gram.detach().cpu().double().numpy()
     wanted = rates.detach().cpu().double().numpy()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or wanted.shape != matrix.shape[:1]:
@@ -191,4 +193,5 @@ def _checked(gram: Tensor, rates: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def _blocks(updates: Tensor) -> tuple[Tensor, ...]:
     width = max(1, BLOCK_BYTES // (8 * max(1, len(updates))))
-    return updates.split(width, dim=1)
+    blocks: tuple[Tensor, ...] = torch.split(updates, width, dim=1)
+    return blocks

@@ -22,9 +22,7 @@ accuracies = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=60)
 
 
 def block(values, sizes=None, *, higher_is_better=True):
-    return fairness_block(
-        values, [1] * len(values) if sizes is None else sizes, higher_is_better=higher_is_better
-    )
+    return fairness_block(values, [1] * len(values) if sizes is None else sizes, higher_is_better=higher_is_better)
 
 
 def oracle(values: list[float], sizes: list[float], higher_is_better: bool) -> dict[str, float]:

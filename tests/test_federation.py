@@ -63,9 +63,7 @@ def numbers(split: Split) -> list[int]:
 def test_every_example_is_in_one_place() -> None:
     federation = build(Numbered(), Iid(num_clients=4))
     shards = [federation.client(i) for i in range(4)]
-    everything = [
-        number for shard in shards for split in (shard.train, shard.test) for number in numbers(split)
-    ]
+    everything = [number for shard in shards for split in (shard.train, shard.test) for number in numbers(split)]
     assert sorted(everything) == list(range(100))
     assert federation.num_clients == 4
     assert federation.input_shape == (1,)
@@ -97,9 +95,7 @@ def test_there_is_no_such_client(i: int) -> None:
         ((1, 1, 0), 0.9, None),  # round(1.8) = 2, but one must be trained on
     ],
 )
-def test_the_test_share_is_stratified(
-    counts: tuple[int, ...], fraction: float, expected: list[int] | None
-) -> None:
+def test_the_test_share_is_stratified(counts: tuple[int, ...], fraction: float, expected: list[int] | None) -> None:
     federation = build(Numbered(counts=counts), Iid(num_clients=1, test_fraction=fraction))
     taken = torch.bincount(federation.test.y, minlength=3).numpy()
     if expected is not None:
@@ -117,9 +113,7 @@ def test_the_largest_remainders_go_first() -> None:
 
 
 def test_equal_remainders_are_drawn() -> None:
-    chosen = {
-        int(build(Numbered(counts=(2, 2, 2)), Iid(num_clients=1), seed).test.y[0]) for seed in range(20)
-    }
+    chosen = {int(build(Numbered(counts=(2, 2, 2)), Iid(num_clients=1), seed).test.y[0]) for seed in range(20)}
     assert chosen == {0, 1, 2}
 
 
@@ -140,9 +134,7 @@ def test_prepare_is_fitted_on_each_client_s_train_examples() -> None:
 def test_clients_keep_their_natural_names() -> None:
     federation = build(Numbered(owners=(50, 20, 30)), Natural())
     assert federation.client_names == ("owner 0", "owner 1", "owner 2")
-    assert sorted(numbers(federation.client(1).train) + numbers(federation.client(1).test)) == list(
-        range(50, 70)
-    )
+    assert sorted(numbers(federation.client(1).train) + numbers(federation.client(1).test)) == list(range(50, 70))
     assert federation.manifest["clients"][2]["name"] == "owner 2"
 
 
@@ -244,16 +236,12 @@ def test_pickling_shares_memory_out_of_band() -> None:
     data_bytes = federation.train.x.numel() * 4 + federation.test.x.numel() * 4
     assert stream.tell() < data_bytes / 10
     # Read-only buffers, as from a store that processes share.
-    copy = pickle.loads(
-        stream.getvalue(), buffers=[memoryview(bytes(buffer)).toreadonly() for buffer in buffers]
-    )
+    copy = pickle.loads(stream.getvalue(), buffers=[memoryview(bytes(buffer)).toreadonly() for buffer in buffers])
     assert copy.manifest == federation.manifest
     torch.testing.assert_close(copy.client(3).train.x, federation.client(3).train.x)
 
 
-def test_no_feature_of_one_hospital_changes_with_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_feature_of_one_hospital_changes_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples.write_heart(tmp_path, monkeypatch)
     path = tmp_path / "heart_disease_uci.csv"
     header, first, second = path.read_text().splitlines()

@@ -81,9 +81,7 @@ def _read(source: Source, root: Path, train: bool, download: bool) -> tuple[Spli
         reason = " ".join(str(error).split()) or type(error).__name__
         still_missing = [name for name in source.files if not (folder / name).is_file()]
         if still_missing:
-            raise DataError(
-                _missing(source, folder, still_missing, f"the download failed: {reason}")
-            ) from error
+            raise DataError(_missing(source, folder, still_missing, f"the download failed: {reason}")) from error
         raise DataError(
             f"{folder}: the files of {source.name} are there but cannot be read, got: {reason}; "
             f"delete that folder and fetch it again from {source.origin}"

@@ -88,9 +88,7 @@ def _read(path: Path) -> list[tuple[int, dict[str, str]]]:
             header = reader.fieldnames or []
             absent = [name for name in _COLUMNS if name not in header]
             if absent:
-                raise DataError(
-                    f"{path}: missing columns {', '.join(absent)}; fetch the file again from {_ORIGIN}"
-                )
+                raise DataError(f"{path}: missing columns {', '.join(absent)}; fetch the file again from {_ORIGIN}")
             rows = [(reader.line_num, row) for row in reader]
     except FileNotFoundError as error:
         raise DataError(
@@ -102,9 +100,7 @@ def _read(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise DataError(f"{path}: cannot be read ({error}); fetch it again from {_ORIGIN}") from error
     for line, row in rows:
         if None in row or None in row.values() or not row["dataset"]:
-            raise DataError(
-                f"{path}, line {line}: needs {len(header)} fields and a hospital; fetch the file again"
-            )
+            raise DataError(f"{path}, line {line}: needs {len(header)} fields and a hospital; fetch the file again")
     if not rows:
         raise DataError(f"{path}: holds no patient; fetch it again from {_ORIGIN}")
     return rows

@@ -70,17 +70,13 @@ class ImageFolder(Dataset):
         train_list = _listing(train_folder, class_names)
         train_pixels = self._pixels(train_list, root)
         mean, std = channel_statistics(train_pixels)
-        train = Split(
-            standardise(torch.from_numpy(train_pixels), mean, std), torch.from_numpy(train_list.labels)
-        )
+        train = Split(standardise(torch.from_numpy(train_pixels), mean, std), torch.from_numpy(train_list.labels))
         test = None
         if test_folder is not None:
             test_list = _listing(test_folder, class_names)
             test_pixels = self._pixels(test_list, root)
             _check_same_shape(train_list, train_pixels, test_list, test_pixels)
-            test = Split(
-                standardise(torch.from_numpy(test_pixels), mean, std), torch.from_numpy(test_list.labels)
-            )
+            test = Split(standardise(torch.from_numpy(test_pixels), mean, std), torch.from_numpy(test_list.labels))
         return RawData(train, test, len(class_names), class_names)
 
     def _pixels(self, listing: _Listing, root: Path) -> NDArray[np.uint8]:
@@ -131,9 +127,7 @@ def _listing(folder: Path, class_names: tuple[str, ...]) -> _Listing:
         if not (folder / name).is_dir():
             continue  # a test set may lack a class
         with os.scandir(folder / name) as entries:
-            images = sorted(
-                (e for e in entries if Path(e.name).suffix.lower() in _SUFFIXES), key=lambda e: e.name
-            )
+            images = sorted((e for e in entries if Path(e.name).suffix.lower() in _SUFFIXES), key=lambda e: e.name)
         for entry in images:
             status = entry.stat()
             files.append(f"{name}/{entry.name}")

@@ -60,9 +60,7 @@ class Shakespeare(Dataset):
                 f'{len(roles)} roles (a role is a line "Name:" after an empty line); '
                 "lower dataset.min_examples, dataset.length or dataset.stride, or fetch the file again"
             )
-        train = Split(
-            torch.from_numpy(np.concatenate(x)), torch.from_numpy(np.concatenate(y).astype(np.int64))
-        )
+        train = Split(torch.from_numpy(np.concatenate(x)), torch.from_numpy(np.concatenate(y).astype(np.int64)))
         return RawData(train, None, len(VOCABULARY), _class_names(), np.array(owners))
 
 
@@ -76,9 +74,7 @@ def _read(path: Path) -> str:
             f"FEDSIM_DATA to the folder that holds {_FILE}"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read as UTF-8 text ({error}); fetch it again from {_ORIGIN}"
-        ) from error
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); fetch it again from {_ORIGIN}") from error
 
 
 def _roles(text: str) -> dict[str, str]:
@@ -100,9 +96,7 @@ def _encode(text: str) -> NDArray[np.uint8]:
     return np.where(points < 128, table[np.minimum(points, 127)], np.uint8(0))
 
 
-def _windows(
-    codes: NDArray[np.uint8], length: int, stride: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _windows(codes: NDArray[np.uint8], length: int, stride: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return contexts [N, length] and the character after each, [N]."""
     if len(codes) <= length:
         return np.empty((0, length), dtype=np.uint8), np.empty(0, dtype=np.uint8)

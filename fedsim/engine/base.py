@@ -89,7 +89,12 @@ class BlockGrid(Grid):
         return self._run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """Create a message (Flower's older way; `Message(...)` does the same)."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)

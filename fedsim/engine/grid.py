@@ -56,8 +56,10 @@ class RayGrid(BlockGrid):
         try:
             shared = ray.put(app)
             # One core each as Ray counts them: an actor that claims none may be packed with others.
-            actor = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_worker, max_restarts=0)(Worker)
-            self._workers = [actor.remote(shared, settings.threads_per_worker) for _ in range(num_workers)]
+            actor: Any = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_worker, max_restarts=0)(Worker)
+            self._workers: list[Any] = [
+                actor.remote(shared, settings.threads_per_worker) for _ in range(num_workers)
+            ]
             ray.get([worker.ready.remote() for worker in self._workers], timeout=120)
         except RayError as error:
             self.close()

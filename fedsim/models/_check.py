@@ -53,9 +53,7 @@ def require_image(name: str, input_shape: tuple[int, ...], min_side: int) -> tup
     """
     expected = f"{name} expects images (channels, height, width) of at least {min_side} x {min_side} pixels"
     if len(input_shape) != 3 or min(input_shape[1:]) < min_side:
-        raise misfit(
-            expected, input_shape, 'use mlp or logistic, or larger images (dataset "imagefolder" resizes)'
-        )
+        raise misfit(expected, input_shape, 'use mlp or logistic, or larger images (dataset "imagefolder" resizes)')
     channels, height, width = input_shape
     return channels, height, width
 

@@ -47,10 +47,7 @@ class _Network(nn.Module):
         if x.dtype != torch.uint8:  # the shape alone does not tell a text from a vector
             raise ScenarioError(
                 "model.name",
-                [
-                    f"char_lstm expects uint8 character codes, the data set gives {x.dtype}; use mlp or "
-                    "logistic"
-                ],
+                [f"char_lstm expects uint8 character codes, the data set gives {x.dtype}; use mlp or logistic"],
             )
         states, _ = self.lstm(self.embedding(x.long()))
         features = states[:, -1]

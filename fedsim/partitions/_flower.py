@@ -44,9 +44,7 @@ def divide(partitioner: Partitioner, labels: NDArray[np.int64], seed: int) -> li
             "ignore"
         )  # advice on retries and unused classes, which the schemes document or report
         partitioner.dataset = Rows(labels[order], order)
-        parts = [
-            np.sort(partitioner.load_partition(client)[INDEX]) for client in range(partitioner.num_partitions)
-        ]
+        parts = [np.sort(partitioner.load_partition(client)[INDEX]) for client in range(partitioner.num_partitions)]
     _check(parts)
     return parts
 
@@ -73,11 +71,8 @@ def _check(parts: list[NDArray[np.int64]]) -> None:
     empty = [client for client, part in enumerate(parts) if len(part) == 0]
     if empty:
         raise DataError(
-            f"partition: clients {', '.join(map(str, empty[:10]))} would be empty; lower "
-            "partition.num_clients"
+            f"partition: clients {', '.join(map(str, empty[:10]))} would be empty; lower partition.num_clients"
         )
     owned = np.concatenate(parts)
     if len(np.unique(owned)) != len(owned):
-        raise DataError(
-            "partition: flwr-datasets gave an example to two clients; choose another scheme or version"
-        )
+        raise DataError("partition: flwr-datasets gave an example to two clients; choose another scheme or version")

@@ -34,8 +34,7 @@ class Natural(Partition):
 
         if owners is None:
             raise DataError(
-                "partition.name: the data set has no natural owners; choose iid, dirichlet, shards or "
-                "pathological"
+                "partition.name: the data set has no natural owners; choose iid, dirichlet, shards or pathological"
             )
         names, codes, sizes = np.unique(owners, return_inverse=True, return_counts=True)
         by_size = np.argsort(-sizes, kind="stable")

@@ -28,9 +28,7 @@ def accuracy_over_rounds(evaluations: pd.DataFrame, rounds: pd.DataFrame) -> Fig
     by_round = evaluations.groupby("round")["test_accuracy"]
     x = np.unique(evaluations["round"].to_numpy(float))
     sorted_values = [np.sort(values.to_numpy(float)) * 100 for _, values in by_round]  # in order of round
-    low, ten, middle, ninety, high = np.array(
-        [np.quantile(v, [0, 0.1, 0.5, 0.9, 1]) for v in sorted_values]
-    ).T
+    low, ten, middle, ninety, high = np.array([np.quantile(v, [0, 0.1, 0.5, 0.9, 1]) for v in sorted_values]).T
     worst = [v[: tail_size(len(v), 0.1)].mean() for v in sorted_values]
 
     drawing = figure(4.4)

@@ -85,9 +85,7 @@ class RunFolder:
     def class_names(self) -> list[str]:
         """One name per class."""
         given = self.manifest.get("class_names") or []
-        width = max(
-            [self.manifest.get("num_classes") or 0, *map(len, self.counts_by_client("train").values())]
-        )
+        width = max([self.manifest.get("num_classes") or 0, *map(len, self.counts_by_client("train").values())])
         return [str(given[c]) if c < len(given) else str(c) for c in range(width)]
 
     def matrix(self, split: str) -> NDArray[np.int64]:

@@ -113,7 +113,5 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], shades: NDArray[np.floa
         for label, count in enumerate(row):
             if count:
                 colour = "white" if shades[client, label] > 0.55 else INK
-                text = axes.text(
-                    client, label, str(count), ha="center", va="center", fontsize=size, color=colour
-                )
+                text = axes.text(client, label, str(count), ha="center", va="center", fontsize=size, color=colour)
                 text.set_in_layout(False)  # it lies inside the axes: nothing to make room for

@@ -84,9 +84,7 @@ def svg(drawing: Figure, label: str, *, prefix: str) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = re.sub(
-        r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text[text.index("<svg") :], flags=re.DOTALL
-    )
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
     # Inside tags only: a client may be called anything.
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", tag[0]), text)
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)

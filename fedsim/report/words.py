@@ -63,9 +63,7 @@ def dominant_classes(run: RunFolder, client: int) -> str:
 def _levels(run: RunFolder, ordered: pd.DataFrame) -> str:
     block, accuracies = run.fairness("test_accuracy"), ordered["test_accuracy"].to_numpy(float)
     after = f"After round {run.last_evaluated}" if run.last_evaluated else "Before any training"
-    everyone = (
-        f"{after}, the model is right on {percent(block['mean'])} of the test examples of the average client"
-    )
+    everyone = f"{after}, the model is right on {percent(block['mean'])} of the test examples of the average client"
     if accuracies[0] == accuracies[-1]:
         return f"{everyone}, and all clients see the same."
     if tail_size(len(ordered), 0.1) > 1:

@@ -39,14 +39,20 @@ class AdaFed(Rule):
         """Return d = x / ||x||^2, x = G^T M^-1 c, in the chosen scale."""
         gram = cohort.gram()
         rates = self._rates(cohort.losses)
-        if self.per_step and "steps" in cohort.reports:
-            rates = rates * cohort.reports["steps"] / cohort.reports["steps"].mean()
+        steps = cohort.reports.get("steps")
+        if self.per_step and steps is not None and bool((steps > 0).all()):  # 0 steps: gradients, not updates
+            rates = rates * steps / steps.mean()
         solution = common_descent(gram, rates)
         weights = solution.weights
         if self.scale == "norm":
             weights = weights * _norm_ratio(gram, weights)
         facts = certificate(gram, weights, rates)
-        info = {**facts, "cond": solution.cond, "mode": solution.mode, "num_dropped": float(len(solution.dropped))}
+        info = {
+            **facts,
+            "cond": solution.cond,
+            "mode": solution.mode,
+            "num_dropped": float(len(solution.dropped)),
+        }
         return Direction(cohort.combine(weights), weights, info)
 
     def _rates(self, losses: Tensor) -> Tensor:

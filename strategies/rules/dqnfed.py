@@ -83,12 +83,22 @@ class DQNFed(MemoryRule):
         return self._guarded(cohort, vector, weights, info, memory)
 
     def _guarded(
-        self, cohort: Cohort, vector: Tensor, weights: Tensor, info: dict[str, float | str], memory: dict[str, Any]
+        self,
+        cohort: Cohort,
+        vector: Tensor,
+        weights: Tensor,
+        info: dict[str, float | str],
+        memory: dict[str, Any],
     ) -> tuple[Direction, dict[str, Any]]:
         mean = cohort.combine(torch.full_like(weights, 1.0 / len(weights)))
         model = _with_newest_pair(memory, cohort.clients, mean)
         share = self._allowed_share(model, mean, vector, cohort.server_lr)
-        memory = {**model, "clients": list(cohort.clients), "mean": mean, "step": -cohort.server_lr * share * vector}
+        memory = {
+            **model,
+            "clients": list(cohort.clients),
+            "mean": mean,
+            "step": -cohort.server_lr * share * vector,
+        }
         return Direction(share * vector, share * weights, {**info, "step_share": share}), memory
 
     def _allowed_share(self, model: dict[str, Any], mean: Tensor, vector: Tensor, server_lr: float) -> float:
@@ -102,14 +112,14 @@ class DQNFed(MemoryRule):
 
 
 def _with_newest_pair(memory: dict[str, Any], clients: tuple[int, ...], mean: Tensor) -> dict[str, Any]:
-    """Return the pairs, with the last step's added when the same clients took part and its curvature is positive."""
-    pairs = {name: memory[name] for name in ("steps", "changes") if name in memory}
+    """Return the pairs, with the last step's added if the same clients took part and its curvature is positive."""
+    pairs: dict[str, Any] = {name: memory[name] for name in ("steps", "changes") if name in memory}
     if memory.get("clients") != list(clients):
         return pairs
     step, change = memory["step"], mean - memory["mean"]
     if float(step.double() @ change.double()) <= 1e-10 * float(step.norm() * change.norm()):
         return pairs
-    newest = {"steps": step.unsqueeze(0), "changes": change.unsqueeze(0)}
+    newest: dict[str, Any] = {"steps": step.unsqueeze(0), "changes": change.unsqueeze(0)}
     if not pairs:
         return newest
     return {name: torch.cat([pairs[name], newest[name]])[-PAIRS_KEPT:] for name in newest}

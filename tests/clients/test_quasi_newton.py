@@ -128,9 +128,7 @@ def _arrays(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Array, Array]]:
         ([1e-8, 0.0], [1e-8, 0.0], True),
     ],
 )
-def test_only_pairs_of_positive_curvature_are_accepted(
-    s: list[float], y: list[float], accepted: bool
-) -> None:
+def test_only_pairs_of_positive_curvature_are_accepted(s: list[float], y: list[float], accepted: bool) -> None:
     """s'y > 1e-10 ||s|| ||y||: a statement about the angle, so short steps pass."""
     assert accept(torch.tensor(s).double(), torch.tensor(y).double()) is accepted
 

@@ -55,9 +55,7 @@ def write_fashion_mnist(root: Path, patch: pytest.MonkeyPatch) -> None:
 
 def write_cifar10(root: Path, patch: pytest.MonkeyPatch) -> None:
     files = [f"data_batch_{number}" for number in range(1, 6)]
-    _forget_checksums(
-        patch, torchvision.datasets.CIFAR10, files, ["test_batch"], "batches.meta", "label_names"
-    )
+    _forget_checksums(patch, torchvision.datasets.CIFAR10, files, ["test_batch"], "batches.meta", "label_names")
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
     for name in (*files, "test_batch"):

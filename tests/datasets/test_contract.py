@@ -20,9 +20,7 @@ NAMES = plugins.names("fedsim.datasets")
 @pytest.fixture(scope="module", params=NAMES)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RawData]:
     root = tmp_path_factory.mktemp(request.param)
-    dataset = plugins.find("fedsim.datasets", request.param, Dataset)(
-        **samples.OPTIONS.get(request.param, {})
-    )
+    dataset = plugins.find("fedsim.datasets", request.param, Dataset)(**samples.OPTIONS.get(request.param, {}))
     with pytest.MonkeyPatch.context() as patch:
         samples.WRITERS[request.param](root, patch)
         return request.param, dataset.load(root)
@@ -59,9 +57,7 @@ def test_owners_match_the_examples(loaded: tuple[str, RawData]) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
 def test_missing_files_are_named_with_what_to_do(name: str, tmp_path: Path) -> None:
     options = (
-        {"download": False}
-        if "download" in plugins.find("fedsim.datasets", name, Dataset).model_fields
-        else {}
+        {"download": False} if "download" in plugins.find("fedsim.datasets", name, Dataset).model_fields else {}
     )
     dataset = plugins.find("fedsim.datasets", name, Dataset)(**options)
     with pytest.raises(DataError) as caught:

@@ -67,9 +67,7 @@ def test_the_real_plays(data_root: Path) -> None:
     assert raw.train.x.shape[1:] == (80,)
     assert len(set(raw.owners)) > 200
     assert {"ROMEO", "JULIET", "First Citizen"} <= set(raw.owners)
-    assert (
-        "But, soft! what light through yonder window breaks?" in (data_root / "shakespeare.txt").read_text()
-    )
+    assert "But, soft! what light through yonder window breaks?" in (data_root / "shakespeare.txt").read_text()
     first = raw.train.x[int(np.flatnonzero(raw.owners == "First Citizen")[0])]
     assert decode(first).startswith("Before we proceed any further, hear me speak.\nYou are all resolved")
     # Only "$" is unknown to the vocabulary: "other" is next to never the target.

@@ -52,9 +52,7 @@ def test_a_failed_download_says_what_is_missing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DataError) as caught:
         Mnist().load(tmp_path)
     message = str(caught.value)
-    assert message.startswith(
-        f"{tmp_path / 'MNIST/raw'}: missing t10k-labels-idx1-ubyte (the download failed"
-    )
+    assert message.startswith(f"{tmp_path / 'MNIST/raw'}: missing t10k-labels-idx1-ubyte (the download failed")
     assert "no route to host" in message
     assert "ossci-datasets" in message
     assert "FEDSIM_DATA" in message

@@ -67,9 +67,7 @@ def test_large_seeds_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "natural"])
 def test_more_clients_than_examples_is_one_clear_error(name: str) -> None:
-    with pytest.raises(
-        DataError, match=r"^partition\.num_clients: .*601.*client \d+ .*(lower|set) .*"
-    ) as caught:
+    with pytest.raises(DataError, match=r"^partition\.num_clients: .*601.*client \d+ .*(lower|set) .*") as caught:
         scheme(name, num_clients=N + 1).assign(labels(), OWNERS, seed=0)
     assert "\n" not in str(caught.value)
 

@@ -63,9 +63,7 @@ def test_pathological_shares_of_a_class_are_drawn_not_runs_of_the_file() -> None
 
 
 def test_pathological_refuses_more_classes_than_there_are() -> None:
-    with pytest.raises(
-        DataError, match=r"partition\.classes_per_client: client 0 cannot have 11 .* 10 or less"
-    ):
+    with pytest.raises(DataError, match=r"partition\.classes_per_client: client 0 cannot have 11 .* 10 or less"):
         Pathological(num_clients=5, classes_per_client=11).assign(LABELS, None, seed=0)
 
 

@@ -112,13 +112,9 @@ def make_run(
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "scenario.toml").write_text('name = "digits"\n[strategy]\nname = "adafed"  # <b>\n')
-    (folder / "environment.json").write_text(
-        json.dumps({"versions": {"torch": "2.11"}, "command": "run <it>"})
-    )
+    (folder / "environment.json").write_text(json.dumps({"versions": {"torch": "2.11"}, "command": "run <it>"}))
     if status == "finished":
-        (folder / "summary.json").write_text(
-            json.dumps(summary_of(clients, num_clients, seed, rounds, central))
-        )
+        (folder / "summary.json").write_text(json.dumps(summary_of(clients, num_clients, seed, rounds, central)))
     return folder
 
 

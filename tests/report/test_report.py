@@ -96,9 +96,7 @@ def test_ids_are_unique_and_every_reference_is_there(tmp_path):
     page = report(make_run(tmp_path, certificate=True))
     ids = [value for _, key, value in page.attributes if key == "id"]
     assert len(ids) == len(set(ids))
-    targets = {
-        value[1:] for _, key, value in page.attributes if key in ("href", "xlink:href") and value[0] == "#"
-    }
+    targets = {value[1:] for _, key, value in page.attributes if key in ("href", "xlink:href") and value[0] == "#"}
     targets |= {value[5:-1] for _, key, value in page.attributes if key == "clip-path"}
     assert targets
     assert targets <= set(ids)

@@ -109,9 +109,7 @@ def test_equicorrelated_updates_turn_away_from_the_mean_as_they_agree(rho: float
     direction = solve(updates, losses, gamma)
     length = (count * (v / (1 - rho) + m**2 / s)) ** -0.5
     mean_length = math.sqrt(s / count)  # ||mean||^2 = (K + K (K - 1) rho) / K^2
-    assert direction.info["cos_mean"] == pytest.approx(
-        float((1 + v / m**2 * s / (1 - rho)) ** -0.5), rel=1e-9
-    )
+    assert direction.info["cos_mean"] == pytest.approx(float((1 + v / m**2 * s / (1 - rho)) ** -0.5), rel=1e-9)
     assert direction.info["norm_ratio"] == pytest.approx(float(length) / mean_length, rel=1e-9)
     negative = int((rates < rho * count * m / s).sum())
     assert int((direction.weights < 0).sum()) == negative

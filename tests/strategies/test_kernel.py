@@ -67,9 +67,7 @@ positive_rates = st.lists(st.integers(1, 40).map(lambda number: number / 10), mi
 def test_gram_equals_inner_products_one_by_one(dtype: torch.dtype) -> None:
     updates = torch.from_numpy(normal(0, 4, 7)).to(dtype)
     rows = updates.double().tolist()
-    expected = [
-        [math.fsum(a * b for a, b in zip(left, right, strict=True)) for right in rows] for left in rows
-    ]
+    expected = [[math.fsum(a * b for a, b in zip(left, right, strict=True)) for right in rows] for left in rows]
     result = gram(updates)
     assert result.dtype == torch.float64
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-14, atol=1e-14)
@@ -163,9 +161,7 @@ def test_min_norm_of_one_point_is_that_point() -> None:
 
 
 def test_min_norm_puts_all_weight_on_a_vertex_that_is_closest() -> None:
-    np.testing.assert_allclose(
-        shortest(np.array([[1.0, 0.0], [3.0, 1.0], [2.0, -5.0]])), [1, 0, 0], atol=1e-12
-    )
+    np.testing.assert_allclose(shortest(np.array([[1.0, 0.0], [3.0, 1.0], [2.0, -5.0]])), [1, 0, 0], atol=1e-12)
 
 
 def test_min_norm_finds_the_origin_when_a_row_is_zero() -> None:
@@ -536,9 +532,7 @@ def test_well_conditioned_rows_are_solved_exactly(rows: Array, many_rates: list[
 
 @quick
 @given(matrices(), positive_rates)
-def test_a_common_descent_direction_is_found_whenever_there_is_one(
-    rows: Array, many_rates: list[float]
-) -> None:
+def test_a_common_descent_direction_is_found_whenever_there_is_one(rows: Array, many_rates: list[float]) -> None:
     """If the hull of g_k / c_k is clear of the origin the answer is never to stand still."""
     rates = np.array(many_rates[: len(rows)])
     scaled = rows / rates[:, None]
