@@ -201,8 +201,9 @@ class RuleStrategy(Strategy):
         good: list[Message] = []
         answers: list[Answer] = []
         failures: list[Answer] = []
-        for reply in replies:
-            answer = read(reply)
+        # By client, so that a sum has one order whatever order a grid answers in.
+        pairs = sorted(((read(reply), reply) for reply in replies), key=lambda pair: pair[0].client)
+        for answer, reply in pairs:
             problem = answer.error or self._problem(answer, reply, theta, layout)
             if problem is None:
                 good.append(reply)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import tarfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+with warnings.catch_warnings():
+    # Flower imports typer, which reads two names that click has deprecated.
+    warnings.filterwarnings("ignore", r"'click\.utils\.get_\w+_stream' is deprecated", DeprecationWarning)
+    import typer  # noqa: F401
 
 _IMAGES_PER_CLASS = 12
 
@@ -56,6 +63,27 @@ def cifar_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             if left == 0:
                 break  # the rest of the archive is five times as long
     return root
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray for all tests that need it, as a user's program might have started it before us."""
+    import ray
+
+    from fedsim.engine.grid import WORKER_ENV
+
+    added = {**WORKER_ENV, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    # Four cores as Ray counts them: three workers and room to spare, whatever the machine has.
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="tests")
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = value
+    yield
+    ray.shutdown()
 
 
 def _needed(path: Path) -> Path:

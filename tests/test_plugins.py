@@ -8,16 +8,17 @@ from typing import ClassVar
 import pytest
 from pydantic import ValidationError
 
-from fedsim import plugins
+from fedsim import plugins, seeds
 from fedsim.plugins import Plugin, UnknownPluginError
 from fedsim.scenario import FAMILIES
 
 BASE = """
 from abc import ABC, abstractmethod
+from typing import ClassVar
 from fedsim.plugins import Plugin
 
 class Shape(Plugin, ABC):
-    noun = "shape"
+    noun: ClassVar[str] = "shape"
     @abstractmethod
     def sides(self): ...
 """
@@ -37,7 +38,7 @@ class Square(Shape):
 @pytest.fixture
 def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """A family with one good plugin, one file with none, one with two, and a private file."""
-    name = f"shapes_{abs(hash(request.node.nodeid))}"
+    name = f"shapes_{seeds.derive(0, request.node.nodeid)}"  # no module is imported twice
     folder = tmp_path / name
     folder.mkdir()
     files = {

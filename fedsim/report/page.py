@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedsim.errors import DataError
 from fedsim.report import certificate, figures, partition, style, tables, words
 from fedsim.report.folder import RunFolder, read
+from fedsim.report.template import TEMPLATE
 
 
 class Picture(NamedTuple):
@@ -39,13 +40,12 @@ def write_report(folder: Path) -> Path:
     """
     run = read(folder)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template("template.html.j2").render(_content(run))
+    html = environment.from_string(TEMPLATE).render(_content(run))
     return _write(folder / "report.html", html)
 
 

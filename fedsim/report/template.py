@@ -1,3 +1,6 @@
+"""The page, as a jinja2 template. A Python file, because a Flower bundle carries no other kind of template."""
+
+TEMPLATE = """\
 {% macro figure(name, caption) %}
 <figure id="figure-{{ name }}">
 {% if pictures[name].image %}
@@ -176,3 +179,4 @@ the high end of losses. Standard deviation and variance shrink when everyone get
 </main>
 </body>
 </html>
+"""
