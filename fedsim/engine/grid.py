@@ -36,6 +36,10 @@ WORKER_ENV = {
 }
 
 
+START_S = 300.0
+"""Seconds that workers may take to import PyTorch and answer."""
+
+
 class RayGrid(BlockGrid):
     """Answers on Ray workers; a context manager that ends the Ray it started.
 
@@ -60,7 +64,7 @@ class RayGrid(BlockGrid):
             self._workers: list[Any] = [
                 actor.remote(shared, settings.threads_per_worker) for _ in range(num_workers)
             ]
-            ray.get([worker.ready.remote() for worker in self._workers], timeout=120)
+            ray.get([worker.ready.remote() for worker in self._workers], timeout=START_S)
         except RayError as error:
             self.close()
             raise EngineError(f"engine: the Ray workers cannot start: {_cause(error)}") from error
