@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import Literal, final
 
 from torch import Tensor, nn
 
@@ -13,11 +13,22 @@ from fedsim.models._check import require_floats
 
 @final
 class Logistic(Model):
-    """One linear layer on the flattened input; the features are the input itself."""
+    """One linear layer on the flattened input; the features are the input itself.
+
+    Attributes:
+        init: "random": PyTorch's initialisation of a linear layer. "zeros": every client starts at the same loss,
+            log C, as is usual for convex problems.
+    """
+
+    init: Literal["random", "zeros"] = "random"
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """Return the network; see `Model.build`."""
-        return _Network(math.prod(input_shape), num_classes)
+        network = _Network(math.prod(input_shape), num_classes)
+        if self.init == "zeros":
+            nn.init.zeros_(network.head.weight)
+            nn.init.zeros_(network.head.bias)
+        return network
 
 
 class _Network(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,10 +48,10 @@ class FakeApp:
         settings = content["config"]
         assert isinstance(settings, ConfigRecord)
         order, victim = str(settings.get("order", "")), int(str(settings.get("victim", -1)))
+        if order == "sleep-all":
+            time.sleep(float(str(settings["seconds"])))
         if victim in clients:
-            if order == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            elif order == "kill-when-told":  # say who we are, then wait for the end
+            if order == "kill-when-told":  # say who we are, then wait for the end
                 Path(str(settings["file"])).write_text(str(os.getpid()))
                 time.sleep(60)
             elif order == "sleep":
@@ -61,7 +60,7 @@ class FakeApp:
                 raise ValueError("the whole block failed")
             elif order == "fail":
                 errors[list(clients).index(victim)] = "RuntimeError: no luck"
-        counts = [int(state["count"]) + 1 if "count" in state else 1 for state in states]
+        counts = [int(state["count"][0]) + 1 if "count" in state else 1 for state in states]
         kept = (
             [{"count": np.array([count])} for count in counts]
             if self.stateful and kind == "train"

@@ -1,0 +1,214 @@
+"""The round loop drives Flower's own strategies as well as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp.strategy import FedAdam, FedAvg, QFedAvg, Strategy
+
+from clients.app import LocalApp
+from fedsim.engine.local import LocalGrid
+from fedsim.errors import RoundError
+from fedsim.models._check import build_model
+from fedsim.parameters import Layout
+from fedsim.rounds import Round, run_rounds
+from fedsim.scenario import Scenario
+from fedsim.wire import pack_arrays, unpack_arrays
+from strategies.flower import RuleStrategy
+from strategies.rules.fedavg import FedAvg as OurFedAvg
+from strategies.rules.qfedavg import QFedAvg as OurQFedAvg
+from tests.engine.fakes import FakeApp
+from tests.test_determinism import federation_of, scenario_of
+
+SCENARIO: Scenario = scenario_of("fedavg", server={})
+FEDERATION = federation_of(SCENARIO)
+
+
+@pytest.fixture
+def grid() -> LocalGrid:
+    return LocalGrid(LocalApp(SCENARIO, FEDERATION))
+
+
+def start() -> ArrayRecord:
+    network = build_model(SCENARIO.model, FEDERATION.input_shape, FEDERATION.num_classes, SCENARIO.seed)
+    return pack_arrays({name: value.detach().numpy() for name, value in network.named_parameters()})
+
+
+def flat(arrays: ArrayRecord) -> np.ndarray:
+    named = unpack_arrays(arrays)
+    return Layout.of(named).join(named)
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.rounds: list[Round] = []
+
+    def __call__(self, finished: Round) -> None:
+        self.rounds.append(finished)
+
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "FedAvg": FedAvg,
+    "QFedAvg": lambda: QFedAvg(client_learning_rate=0.05, q=0.2, train_loss_key="loss"),
+    "FedAdam": lambda: FedAdam(eta=0.01),
+    "ours": lambda: RuleStrategy(OurFedAvg()),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_any_strategy_of_flower_trains(name: str, grid: LocalGrid) -> None:
+    seen = Recorder()
+    final = run_rounds(STRATEGIES[name](), grid, start(), num_rounds=3, callbacks=[seen])
+    assert [finished.number for finished in seen.rounds] == [0, 1, 2, 3]
+    assert [len(finished.trained) for finished in seen.rounds] == [0, 8, 8, 8]
+    losses = [np.mean([answer.numbers["test_loss"] for answer in finished.evaluated]) for finished in seen.rounds]
+    assert losses[-1] < losses[0]
+    assert seen.rounds[-1].arrays is final
+    assert np.isfinite(flat(final)).all()
+    every = {answer.client for answer in seen.rounds[0].evaluated}
+    assert every == set(range(8))
+
+
+def test_our_fedavg_equals_flowers_to_rounding(grid: LocalGrid) -> None:
+    """Same sampling (all), same local training: the means of weights and of updates are one thing."""
+    theirs = run_rounds(FedAvg(), grid, start(), num_rounds=2)
+    ours = run_rounds(RuleStrategy(OurFedAvg()), grid, start(), num_rounds=2)
+    moved = np.abs(flat(theirs) - flat(start())).max()
+    assert moved > 1e-3
+    np.testing.assert_allclose(flat(ours), flat(theirs), atol=2e-6, rtol=0)
+
+
+def test_our_qfedavg_equals_flowers_to_rounding(grid: LocalGrid) -> None:
+    theirs = run_rounds(
+        QFedAvg(client_learning_rate=0.05, q=0.7, train_loss_key="loss"), grid, start(), num_rounds=2
+    )
+    ours = run_rounds(RuleStrategy(OurQFedAvg(q=0.7, client_lr=0.05)), grid, start(), num_rounds=2)
+    np.testing.assert_allclose(flat(ours), flat(theirs), atol=2e-6, rtol=0)
+
+
+def test_the_model_a_caller_passes_in_is_left_alone(grid: LocalGrid) -> None:
+    for make in STRATEGIES.values():
+        arrays = start()
+        run_rounds(make(), grid, arrays, num_rounds=1)
+        np.testing.assert_array_equal(flat(arrays), flat(start()))
+
+
+@pytest.mark.parametrize(
+    ("every", "rounds", "expected"),
+    [(1, 3, [0, 1, 2, 3]), (2, 5, [0, 2, 4, 5]), (2, 4, [0, 2, 4]), (10, 3, [0, 3])],
+)
+def test_the_first_and_last_model_are_always_evaluated(every: int, rounds: int, expected: list[int]) -> None:
+    central_at: list[int] = []
+
+    def central(number: int, arrays: ArrayRecord) -> dict[str, float]:
+        central_at.append(number)
+        return {"loss": float(number)}
+
+    seen = Recorder()
+    run_rounds(
+        RuleStrategy(OurFedAvg()),
+        LocalGrid(WithLoss(4)),
+        pack_arrays({"w": np.zeros(2, np.float32)}),
+        num_rounds=rounds,
+        evaluate_every=every,
+        central=central,
+        callbacks=[seen],
+    )
+    assert [finished.number for finished in seen.rounds if finished.evaluated] == expected == central_at
+    assert [finished.number for finished in seen.rounds] == list(range(rounds + 1))
+    assert {r.number: dict(r.central) for r in seen.rounds if r.central} == {n: {"loss": float(n)} for n in expected}
+
+
+class WithLoss(FakeApp):
+    """The fake, with the loss that our strategy asks for."""
+
+    def run(self, kind: str, content: Any, clients: Any, states: Any) -> Any:
+        block, kept = super().run(kind, content, clients, states)
+        block.numbers["loss"] = np.ones(len(clients))  # type: ignore[index]
+        return block, kept
+
+
+def test_every_callback_sees_every_round_in_order() -> None:
+    order: list[tuple[str, int]] = []
+    run_rounds(
+        RuleStrategy(OurFedAvg()),
+        LocalGrid(WithLoss(3)),
+        pack_arrays({"w": np.zeros(2, np.float32)}),
+        num_rounds=2,
+        callbacks=[lambda done: order.append(("first", done.number)), lambda done: order.append(("second", done.number))],
+    )
+    assert order == [(name, number) for number in range(3) for name in ("first", "second")]
+
+
+def test_a_round_holds_what_the_rule_did_and_its_times() -> None:
+    seen = Recorder()
+    run_rounds(
+        RuleStrategy(OurFedAvg(), clients_per_round=2),
+        LocalGrid(WithLoss(4)),
+        pack_arrays({"w": np.zeros(2, np.float32)}),
+        num_rounds=1,
+        callbacks=[seen],
+    )
+    before, after = seen.rounds
+    assert (before.trained, dict(before.weights), dict(before.info)) == ((), {}, {})
+    chosen = {answer.client for answer in after.trained}
+    assert len(chosen) == 2
+    assert dict(after.weights) == dict.fromkeys(sorted(chosen), 0.5)
+    assert len(after.evaluated) == 4
+    assert set(after.seconds) == {"train", "aggregate", "evaluate", "total"}
+    assert after.seconds["total"] >= after.seconds["train"] > 0
+    # FakeApp: an update is the client's number plus the sum of the weights, which start at zero.
+    expected = -np.mean(sorted(chosen))
+    np.testing.assert_allclose(unpack_arrays(after.arrays)["w"], [expected, expected], rtol=1e-6)
+
+
+class NoModel(FedAvg):
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        list(replies)
+        return None, None
+
+
+class Failing(FakeApp):
+    def run(self, kind: str, content: Any, clients: Any, states: Any) -> Any:
+        block, kept = super().run(kind, content, clients, states)
+        block.errors.update(dict.fromkeys(range(len(clients)), "no luck"))  # type: ignore[attr-defined]
+        return block, kept
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        (FakeApp(3), "round 1: the strategy gave no model; 3 clients answered"),
+        (Failing(3), r"round 1: the strategy gave no model; client 0: no luck \(3 of 3 clients failed\)"),
+    ],
+)
+def test_a_round_without_a_model_is_an_error(app: FakeApp, said: str) -> None:
+    with pytest.raises(RoundError, match=said):
+        run_rounds(NoModel(fraction_evaluate=0.0), LocalGrid(app), pack_arrays({"w": np.zeros(2, np.float32)}), num_rounds=2)
+
+
+def test_the_timeout_reaches_the_grid() -> None:
+    class Timed(LocalGrid):
+        given: list[float | None]
+
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
+            self.given.append(timeout)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    grid = Timed(WithLoss(2))
+    for timeout in (12.5, None):
+        grid.given = []
+        strategy = RuleStrategy(OurFedAvg())
+        run_rounds(strategy, grid, pack_arrays({"w": np.zeros(2, np.float32)}), num_rounds=1, timeout=timeout)
+        assert grid.given == [timeout] * 3  # evaluation, training, evaluation
+
+
+def test_the_callers_thread_count_is_put_back(grid: LocalGrid) -> None:
+    before = torch.get_num_threads()
+    run_rounds(RuleStrategy(OurFedAvg()), grid, start(), num_rounds=1)
+    assert torch.get_num_threads() == before
