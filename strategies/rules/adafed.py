@@ -26,13 +26,14 @@ class AdaFed(Rule):
             with few examples sets the pace. False takes updates as gradients, as published; with equal numbers
             of steps both are the same.
         scale: "raw": c as published. "min": c / min c, the step of the descent theorem, eta <= (2/L) min c.
-            "mean": c / mean c. "norm": d rescaled to the norm of the mean update.
+            "mean": c / mean c. "norm": d rescaled to the norm of FedAvg's step, so that server_lr keeps its
+            FedAvg meaning (default: the others depend on how many clients there are and how equal their shards).
     """
 
     wants: ClassVar[tuple[str, ...]] = ("steps",)
 
     gamma: NonNegativeFloat = 1.0
-    scale: Literal["raw", "min", "mean", "norm"] = "mean"
+    scale: Literal["raw", "min", "mean", "norm"] = "norm"
     per_step: bool = True
 
     def direction(self, cohort: Cohort) -> Direction:
@@ -45,7 +46,7 @@ class AdaFed(Rule):
         solution = common_descent(gram, rates)
         weights = solution.weights
         if self.scale == "norm":
-            weights = weights * _norm_ratio(gram, weights)
+            weights = weights * _norm_ratio(gram, weights, cohort.weights)
         facts = certificate(gram, weights, rates)
         info = {
             **facts,
@@ -64,7 +65,7 @@ class AdaFed(Rule):
         return rates / reference if reference > 0 else torch.zeros_like(rates)
 
 
-def _norm_ratio(gram: Tensor, weights: Tensor) -> float:
-    mean = torch.full_like(weights, 1.0 / len(weights))
+def _norm_ratio(gram: Tensor, weights: Tensor, shares: Tensor) -> float:
+    """Return ||sum p_k u_k|| / ||d||."""
     length = weights @ gram @ weights
-    return float((mean @ gram @ mean / length).sqrt()) if length > 0 else 1.0
+    return float((shares @ gram @ shares / length).clamp(min=0.0).sqrt()) if length > 0 else 1.0

@@ -176,12 +176,27 @@ def test_a_constant_factor_on_all_losses_changes_nothing(scale: str, gamma: floa
     )
 
 
-def test_norm_keeps_the_length_of_the_unweighted_mean_update() -> None:
+def test_norm_keeps_the_length_of_fedavgs_step() -> None:
+    updates, losses, shares = normal(11, 5, 9), losses_of(11, 5), tensor([0.6, 0.1, 0.1, 0.1, 0.1])
+    direction = AdaFed(scale="norm").direction(Cohort.of(updates, losses, shares))
+    assert float(direction.vector.norm()) == pytest.approx(float((shares @ updates).norm()), rel=1e-10)
+
+
+def test_norm_ratio_compares_with_the_plain_mean_update() -> None:
     updates, losses = normal(11, 5, 9), losses_of(11, 5)
-    cohort = Cohort.of(updates, losses, tensor([0.6, 0.1, 0.1, 0.1, 0.1]))
-    direction = AdaFed(scale="norm").direction(cohort)
-    assert float(direction.vector.norm()) == pytest.approx(float(updates.mean(0).norm()), rel=1e-10)
+    direction = AdaFed(scale="norm").direction(Cohort.of(updates, losses))
     assert direction.info["norm_ratio"] == pytest.approx(1.0, rel=1e-9)
+
+
+def test_per_step_makes_a_long_update_count_as_a_short_one_of_more_steps() -> None:
+    """<d, u_k> = c_k s_k ||d||^2 means <d, u_k / s_k> = c_k ||d||^2: the direction of the per-step updates."""
+    updates, losses, steps = normal(11, 5, 9), losses_of(11, 5), tensor([1.0, 2.0, 4.0, 8.0, 3.0])
+    long = Cohort.of(updates * steps[:, None], losses, steps=steps)
+    ours = AdaFed(scale="raw").direction(long).vector
+    plain = AdaFed(scale="raw").direction(Cohort.of(updates, losses)).vector
+    torch.testing.assert_close(ours / ours.norm(), plain / plain.norm())
+    literal = AdaFed(scale="raw", per_step=False).direction(long).vector
+    torch.testing.assert_close(long.updates @ literal, losses * (literal @ literal))
 
 
 def test_min_weighs_orthonormal_updates_by_the_loss_over_the_smallest() -> None:
@@ -204,10 +219,10 @@ def test_min_stands_still_when_one_client_is_fitted_perfectly() -> None:
     torch.testing.assert_close(vector, torch.zeros(6, dtype=torch.float64))
 
 
-def test_default_is_gamma_one_and_the_mean() -> None:
+def test_default_is_gamma_one_and_the_norm() -> None:
     updates, losses = normal(13, 4, 6), losses_of(13, 4)
     default = AdaFed().direction(Cohort.of(updates, losses)).vector
-    torch.testing.assert_close(default, solve(updates, losses, 1.0, "mean").vector)
+    torch.testing.assert_close(default, solve(updates, losses, 1.0, "norm").vector)
 
 
 # descent on problems whose losses are known
