@@ -116,7 +116,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
 def _with_options(name: Any, options: Any) -> str | None:
     if not name or not isinstance(options, dict) or not options:
         return str(name) if name else None
-    return f"{name} ({', '.join(f'{key} {value}' for key, value in options.items())})"
+    return f"{name} ({', '.join(f'{key} {value}' for key, value in options.items() if value is not None)})"
 
 
 def _highlights(run: RunFolder) -> list[tuple[str, str]]:

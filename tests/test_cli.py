@@ -1,0 +1,291 @@
+"""The command line: one clear message and the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+
+import run_sim
+import strategies.flower
+from fedsim.scenario import Scenario
+
+HOME = Path(__file__).resolve().parents[1]
+SMALL = """
+rounds = 2
+[data]
+name = "digits"
+limit = 300
+[partition]
+name = "iid"
+num_clients = 4
+[model]
+name = "logistic"
+[strategy]
+name = "fedavg"
+[engine]
+backend = "local"
+"""
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._monkeypatch, self._capsys = folder, monkeypatch, capsys
+        self.scenario = folder / "small.toml"
+        self.scenario.write_text(SMALL)
+
+    def __call__(self, *words: str) -> Done:
+        """`run_sim.py words` in this process."""
+        self._monkeypatch.setattr(sys, "argv", ["run_sim.py", *words])
+        self._capsys.readouterr()
+        code = 0
+        try:
+            run_sim.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        out, err = self._capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Done(code, out, err)
+
+    def run(self, *changes: str, out: str = "out") -> Done:
+        options = [word for change in changes for word in ("--set", change)]
+        return self("run", str(self.scenario), *options, "--out", str(self.folder / out))
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path / "no-data"))
+    monkeypatch.chdir(tmp_path)
+    return Command(tmp_path, monkeypatch, capsys)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ("strategy.name=fedavgg", 'strategy.name: no such rule "fedavgg"; did you mean "fedavg"'),
+            ("data.name=digit", 'did you mean "digits"'),
+            ("clientt.lr=1", 'clientt: unknown key; did you mean "client"'),
+            ("client.lrr=1", 'client.lrr: unknown option; did you mean "lr"'),
+            ("strategy.q=1", "strategy.q: unknown option; fedavg takes no options"),
+            ("rounds=0", "rounds: must be greater than 0, got 0"),
+            ("rounds=-3", "rounds: must be greater than 0, got -3"),
+            ("rounds=ten", "rounds: must be a whole number, got 'ten'"),
+            ("client.lr=-0.1", "client.lr: must be greater than 0"),
+            ("client.lr=nan", "client.lr"),
+            ("client.lr=inf", "client.lr"),
+            ("partition.num_clients=0", "partition.num_clients: must be greater than 0"),
+            ("partition.test_fraction=1", "partition.test_fraction: must be less than 1"),
+            ("server.clients_per_round=5", "server.clients_per_round: must be at most partition.num_clients = 4, got 5"),
+            ("engine.backend=cluster", "engine.backend: must be 'ray' or 'local'"),
+            ("engine.workers=0", "engine.workers: must be greater than 0"),
+            ("partition.num_clients=301", "301 clients cannot share 300 examples"),
+            ("partition.num_clients=200", "needs at least 2 examples"),
+            ("model.name=cnn", "cnn expects images"),
+            ("model.name=char_lstm", "char_lstm expects"),
+            ("partition.name=natural", "partition.num_clients: unknown option"),
+            ("nonsense", '--set: must be key=value, got "nonsense"'),
+        ],
+    )
+    def test_they_are_named_and_leave_no_folder(self, command: Command, change: str, said: str) -> None:
+        done = command.run(change)
+        assert done.code == 2
+        assert done.err.startswith("error: ")
+        assert said in done.err
+        assert not (command.folder / "out").exists()
+
+    @pytest.mark.parametrize("backend", ["local", "ray"])
+    def test_a_gpu_that_is_not_there(self, command: Command, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        done = command.run("engine.gpus_per_worker=0.5", f"engine.backend={backend}")
+        assert done.code == 2
+        assert "engine.gpus_per_worker: no CUDA device was found, got 0.5; set it to 0" in done.err
+
+    def test_data_that_are_not_there(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whether downloading is not allowed or there is no network: which files, where to, where from."""
+
+        def refused(*_: object, **__: object) -> None:
+            raise OSError("Network is unreachable")
+
+        monkeypatch.setattr("socket.create_connection", refused)
+        monkeypatch.setattr("socket.getaddrinfo", refused)
+        began = time.monotonic()
+        for changes in (("data.name=mnist", "data.download=false"), ("data.name=mnist",)):
+            done = command.run(*changes)
+            assert done.code == 2
+            assert "train-images-idx3-ubyte" in done.err
+            assert str(command.folder / "no-data") in done.err
+            assert "ossci-datasets" in done.err
+        assert time.monotonic() - began < 10
+
+    def test_more_clients_a_round_than_natural_owners_is_said_at_once(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch, data_root: Path
+    ) -> None:
+        """The number of hospitals is known when the data are read; waiting for more cannot help."""
+        monkeypatch.setenv("FEDSIM_DATA", str(data_root))
+        monkeypatch.setattr(strategies.flower, "WAIT_S", 0.0)
+        command.scenario.write_text(SMALL.replace('"digits"', '"heart"').replace('"iid"\nnum_clients = 4', '"natural"'))
+        done = command.run("server.clients_per_round=50")
+        assert done.code == 2
+        assert "server.clients_per_round" in done.err
+
+    def test_unknown_commands_options_and_families(self, command: Command) -> None:
+        for words in (("runn",), ("run",), ("run", "quickstart", "--sett", "a=1"), ("list", "strategy")):
+            assert command(*words).code == 2
+        assert 'did you mean "strategies"' in command("list", "strategy").err
+
+    def test_a_scenario_that_is_not_there(self, command: Command) -> None:
+        done = command("run", "quickstrat")
+        assert done.code == 2
+        assert 'did you mean "quickstart"' in done.err
+
+    def test_a_folder_in_use(self, command: Command) -> None:
+        (command.folder / "out").mkdir()
+        (command.folder / "out" / "precious.txt").write_text("mine")
+        done = command.run()
+        assert done.code == 2
+        assert "--out" in done.err
+        assert [file.name for file in (command.folder / "out").iterdir()] == ["precious.txt"]
+
+    def test_a_report_of_no_run(self, command: Command) -> None:
+        assert command("report", str(command.folder / "gone")).code == 2
+
+
+class TestDivergence:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            ("model.name=mlp", "client.batch_size=8"),  # weights overflow within a client's epoch
+            ("model.name=mlp", "client.batch_size=1000"),  # one step: the model is finite, its losses are not
+            ("model.name=mlp", "client.batch_size=1000", "strategy.name=adafed"),
+        ],
+    )
+    def test_it_stops_and_names_client_and_round(self, command: Command, changes: tuple[str, ...]) -> None:
+        done = command.run("client.lr=1e30", "rounds=5", *changes)
+        assert done.code == 1
+        assert "error: client 0, round " in done.err
+        folder = command.folder / "out"
+        assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+        assert (folder / "report.html").exists()
+        assert len(pd.read_parquet(folder / "clients.parquet")) >= 4
+
+    def test_a_server_step_that_overflows(self, command: Command) -> None:
+        done = command.run("server.lr=1e38", "client.lr=5", "rounds=9")
+        assert done.code == 1
+        assert "round" in done.err
+
+
+class TestCommands:
+    def test_run_ends_with_the_folder_and_report_writes_again(self, command: Command) -> None:
+        done = command.run()
+        assert done.code == 0
+        folder = Path(done.out.splitlines()[-1])
+        assert folder == command.folder / "out"
+        summary = json.loads((folder / "summary.json").read_text())
+        assert (summary["scenario"], summary["rounds"], summary["status"]) == ("small", 2, "finished")
+        (folder / "report.html").unlink()
+        again = command("report", str(folder))
+        assert again.code == 0
+        assert Path(again.out.splitlines()[-1]) == folder / "report.html"
+        assert (folder / "report.html").stat().st_size > 1000
+
+    def test_without_out_a_new_folder_is_made_under_runs(self, command: Command) -> None:
+        done = command("run", str(command.scenario), "--set", "rounds=1")
+        assert done.code == 0
+        folder = Path(done.out.splitlines()[-1])
+        assert folder.parent == Path("runs")
+        assert folder.name.startswith("small-fedavg-seed0-")
+        assert (folder / "summary.json").exists()
+
+    def test_check_prints_the_resolved_scenario(self, command: Command) -> None:
+        done = command("check", str(command.scenario), "--set", "seed=7")
+        assert done.code == 0
+        (command.folder / "resolved.toml").write_text(done.out)
+        assert Scenario.load(command.folder / "resolved.toml") == Scenario.load(command.scenario, ["seed=7"])
+        assert command("check", str(command.scenario), "--set", "rounds=0").code == 2
+
+    def test_list_names_everything_a_scenario_can_name(self, command: Command) -> None:
+        done = command("list")
+        assert done.code == 0
+        for word in ("strategies:", "adafed", "digits", "dirichlet", "mlp", "accuracy", "quickstart"):
+            assert word in done.out
+        one = command("list", "strategies")
+        lines = one.out.splitlines()
+        assert [line.split()[0] for line in lines] == sorted(line.split()[0] for line in lines)
+        assert all(len(line.split(maxsplit=1)) == 2 for line in lines)  # each says what it is
+
+    def test_help(self, command: Command) -> None:
+        for words in (("--help",), ("run", "--help")):
+            assert command(*words).code == 0
+
+
+def spawn(*words: str, folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "FEDSIM_DATA": str(folder / "no-data"), "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, str(HOME / "run_sim.py"), *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+class TestProcess:
+    @pytest.mark.parametrize("backend", ["local", "ray"])
+    def test_ctrl_c_leaves_a_folder_that_can_be_read(self, tmp_path: Path, backend: str) -> None:
+        """The signal goes to the whole group, as a terminal sends it."""
+        (tmp_path / "small.toml").write_text(SMALL)
+        changes = ["rounds=100000", f"engine.backend={backend}", "engine.workers=1"]
+        options = [word for change in changes for word in ("--set", change)]
+        process = spawn("run", "small.toml", *options, "--out", "out", folder=tmp_path)
+        try:
+            log, deadline = tmp_path / "out" / "log.txt", time.monotonic() + 90
+            while time.monotonic() < deadline and process.poll() is None:
+                if log.exists() and "strategy" in log.read_text():  # the rounds have begun
+                    break
+                time.sleep(0.2)
+            time.sleep(2.0)
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        assert "Traceback" not in out + err
+        assert process.returncode == 130, err
+        assert "interrupted" in err
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["status"] == "interrupted"
+        assert 0 < summary["rounds"] < 100000
+        assert len(pd.read_parquet(tmp_path / "out" / "clients.parquet")) >= 4 * summary["rounds"]
+        assert (tmp_path / "out" / "report.html").exists()
+
+    def test_ray_from_start_to_end_gives_the_model_of_one_process(self, command: Command, tmp_path: Path) -> None:
+        process = spawn(
+            "run", str(command.scenario), "--set", "engine.backend=ray", "--set", "engine.workers=2", "--out", "by-ray",
+            folder=tmp_path,
+        )  # fmt: skip
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert err == ""
+        assert out.splitlines()[-1] == "by-ray"
+        assert command.run(out="local").code == 0
+        models = [json.loads((tmp_path / name / "summary.json").read_text())["model_sha256"] for name in ("by-ray", "local")]
+        assert models[0] == models[1]
