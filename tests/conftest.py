@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tarfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,15 +77,26 @@ def ray_cluster() -> Iterator[None]:
     added = {**WORKER_ENV, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
-    # Four cores as Ray counts them: three workers and room to spare, whatever the machine has.
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="tests")
+    # Cores as Ray counts them: room for every grid that is open at once, whatever the machine has.
+    with _unclosed_files_forgiven():
+        ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, namespace="tests")
     for name, value in before.items():
         if value is None:
             os.environ.pop(name)
         else:
             os.environ[name] = value
     yield
-    ray.shutdown()
+    with _unclosed_files_forgiven():
+        ray.shutdown()
+
+
+@contextmanager
+def _unclosed_files_forgiven() -> Iterator[None]:
+    """Ray opens /dev/null for each process it starts and leaves closing it to the garbage collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 def _needed(path: Path) -> Path:

@@ -90,14 +90,17 @@ class TestMistakes:
             ("client.lr=inf", "client.lr"),
             ("partition.num_clients=0", "partition.num_clients: must be greater than 0"),
             ("partition.test_fraction=1", "partition.test_fraction: must be less than 1"),
-            ("server.clients_per_round=5", "server.clients_per_round: must be at most partition.num_clients = 4, got 5"),
+            (
+                "server.clients_per_round=5",
+                "server.clients_per_round: must be at most partition.num_clients = 4, got 5",
+            ),
             ("engine.backend=cluster", "engine.backend: must be 'ray' or 'local'"),
             ("engine.workers=0", "engine.workers: must be greater than 0"),
             ("partition.num_clients=301", "301 clients cannot share 300 examples"),
             ("partition.num_clients=200", "needs at least 2 examples"),
             ("model.name=cnn", "cnn expects images"),
             ("model.name=char_lstm", "char_lstm expects"),
-            ("partition.name=natural", "partition.num_clients: unknown option"),
+            ("partition.name=natural", "the data set has no natural owners"),
             ("nonsense", '--set: must be key=value, got "nonsense"'),
         ],
     )
@@ -139,7 +142,9 @@ class TestMistakes:
         """The number of hospitals is known when the data are read; waiting for more cannot help."""
         monkeypatch.setenv("FEDSIM_DATA", str(data_root))
         monkeypatch.setattr(strategies.flower, "WAIT_S", 0.0)
-        command.scenario.write_text(SMALL.replace('"digits"', '"heart"').replace('"iid"\nnum_clients = 4', '"natural"'))
+        command.scenario.write_text(
+            SMALL.replace('"digits"', '"heart"').replace('"iid"\nnum_clients = 4', '"natural"')
+        )
         done = command.run("server.clients_per_round=50")
         assert done.code == 2
         assert "server.clients_per_round" in done.err
@@ -287,5 +292,6 @@ class TestProcess:
         assert err == ""
         assert out.splitlines()[-1] == "by-ray"
         assert command.run(out="local").code == 0
-        models = [json.loads((tmp_path / name / "summary.json").read_text())["model_sha256"] for name in ("by-ray", "local")]
+        summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("by-ray", "local")]
+        models = [summary["model_sha256"] for summary in summaries]
         assert models[0] == models[1]

@@ -42,7 +42,7 @@ RULES: dict[str, dict[str, Any]] = {
 class SmallGroups(Federation):
     """Evaluates in several streams, as a larger federation would."""
 
-    def evaluation_groups(self, max_examples: int) -> list[range]:
+    def evaluation_groups(self, max_examples: int) -> list[range]:  # noqa: ARG002
         return super().evaluation_groups(40)
 
 
@@ -140,10 +140,9 @@ def test_a_second_run_gives_the_same_bits_and_another_seed_others(rule: str, tmp
 
 def test_evaluating_some_clients_gives_the_same_bits_as_evaluating_all() -> None:
     """A worker that has half of a group goes through the whole group's stream."""
-    from flwr.app import Message
+    from flwr.app import ConfigRecord, Message
 
     from fedsim.wire import pack_request, read
-    from flwr.app import ConfigRecord
 
     scenario = scenario_of("fedavg")
     federation = federation_of(scenario)

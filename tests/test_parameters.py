@@ -77,7 +77,7 @@ def test_join_says_what_differs() -> None:
 def test_join_refuses_another_order_of_the_names() -> None:
     layout = layout_of([(2,), (2,)])
     arrays = layout.split(np.arange(4, dtype=np.float32))
-    with pytest.raises(ValueError, match="arrays must be layer0.weight, layer1.weight"):
+    with pytest.raises(ValueError, match=r"arrays must be layer0\.weight, layer1\.weight"):
         layout.join(dict(reversed(arrays.items())))
 
 

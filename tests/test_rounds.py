@@ -121,7 +121,9 @@ def test_the_first_and_last_model_are_always_evaluated(every: int, rounds: int, 
     )
     assert [finished.number for finished in seen.rounds if finished.evaluated] == expected == central_at
     assert [finished.number for finished in seen.rounds] == list(range(rounds + 1))
-    assert {r.number: dict(r.central) for r in seen.rounds if r.central} == {n: {"loss": float(n)} for n in expected}
+    assert {r.number: dict(r.central) for r in seen.rounds if r.central} == {
+        n: {"loss": float(n)} for n in expected
+    }
 
 
 class WithLoss(FakeApp):
@@ -140,7 +142,10 @@ def test_every_callback_sees_every_round_in_order() -> None:
         LocalGrid(WithLoss(3)),
         pack_arrays({"w": np.zeros(2, np.float32)}),
         num_rounds=2,
-        callbacks=[lambda done: order.append(("first", done.number)), lambda done: order.append(("second", done.number))],
+        callbacks=[
+            lambda done: order.append(("first", done.number)),
+            lambda done: order.append(("second", done.number)),
+        ],
     )
     assert order == [(name, number) for number in range(3) for name in ("first", "second")]
 
@@ -168,7 +173,7 @@ def test_a_round_holds_what_the_rule_did_and_its_times() -> None:
 
 
 class NoModel(FedAvg):
-    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:  # noqa: ARG002
         list(replies)
         return None, None
 
@@ -189,7 +194,12 @@ class Failing(FakeApp):
 )
 def test_a_round_without_a_model_is_an_error(app: FakeApp, said: str) -> None:
     with pytest.raises(RoundError, match=said):
-        run_rounds(NoModel(fraction_evaluate=0.0), LocalGrid(app), pack_arrays({"w": np.zeros(2, np.float32)}), num_rounds=2)
+        run_rounds(
+            NoModel(fraction_evaluate=0.0),
+            LocalGrid(app),
+            pack_arrays({"w": np.zeros(2, np.float32)}),
+            num_rounds=2,
+        )
 
 
 def test_the_timeout_reaches_the_grid() -> None:

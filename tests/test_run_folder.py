@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -50,7 +51,9 @@ def folder(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
-    summary = json.loads((folder / "summary.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    summary = json.loads(
+        (folder / "summary.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON")
+    )
     return summary, pd.read_parquet(folder / "clients.parquet"), pd.read_parquet(folder / "rounds.parquet")
 
 
@@ -81,7 +84,7 @@ class TestFinished:
     def test_improved_is_the_mean_over_successive_evaluations(self, folder: Path) -> None:
         summary, clients, rounds = read(folder)
         losses = [clients[clients["round"] == number]["test_loss"].to_numpy() for number in (0, 2, 4, 5)]
-        shares = [improved_share(before, after) for before, after in zip(losses, losses[1:], strict=False)]
+        shares = [improved_share(before, after) for before, after in itertools.pairwise(losses)]
         assert summary["fairness"]["improved"] == pytest.approx(np.mean(shares))
         assert rounds.set_index("round").loc[[2, 4, 5], "improved"].tolist() == pytest.approx(shares)
 
@@ -135,7 +138,11 @@ def stop_after(number: int, error: BaseException) -> Any:
 class TestStopped:
     @pytest.mark.parametrize(
         ("error", "status"),
-        [(KeyboardInterrupt(), "interrupted"), (ClientError(2, 4, "no luck"), "failed"), (ZeroDivisionError(), "failed")],
+        [
+            (KeyboardInterrupt(), "interrupted"),
+            (ClientError(2, 4, "no luck"), "failed"),
+            (ZeroDivisionError(), "failed"),
+        ],
         ids=["Ctrl-C", "client", "bug"],
     )
     def test_what_was_reached_can_be_read(

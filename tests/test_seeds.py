@@ -71,7 +71,7 @@ def test_the_global_stream_is_put_back() -> None:
 
 def test_the_global_stream_is_put_back_after_an_error() -> None:
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="inside"), seeds.global_stream(1, "model"):
+    with pytest.raises(RuntimeError, match="inside"), seeds.global_stream(1, "model"):  # noqa: PT012
         torch.rand(9)
         raise RuntimeError("inside")
     assert torch.equal(torch.get_rng_state(), before)

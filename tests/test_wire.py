@@ -147,7 +147,7 @@ class TestReplies:
         assert not answer.content(0).array_records
         for reply in (lazy(answer, 0), eager(answer, 0)):
             assert wire.read(reply).numbers["test_loss"] == 0.5
-            with pytest.raises(ValueError, match="no update|array record, got 0"):
+            with pytest.raises(ValueError, match=r"no update|array record, got 0"):
                 wire.read_update(reply, THETA, LAYOUT)
 
     def test_a_metric_that_is_nan_stays_nan(self) -> None:

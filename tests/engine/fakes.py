@@ -31,13 +31,13 @@ class FakeApp:
         self.stateful = stateful
         self._group = group
 
-    def units(self, kind: str, clients: Sequence[int]) -> list[list[int]]:
+    def units(self, kind: str, clients: Sequence[int]) -> list[list[int]]:  # noqa: ARG002
         groups: dict[int, list[int]] = {}
         for client in clients:
             groups.setdefault(client // self._group, []).append(client)
         return list(groups.values())
 
-    def cost(self, kind: str, client: int) -> float:
+    def cost(self, kind: str, client: int) -> float:  # noqa: ARG002
         return 1.0 + client % 3
 
     def run(

@@ -119,7 +119,9 @@ class TestBothGrids:
         before = counts(grid)
         replies = grid.send_and_receive(messages([2, 4, 2, 2, 4]))
         assert clients_of(replies) == [1, 3, 1, 1, 3]
-        gained = [wire.read(r).numbers["count"] - before[c] for r, c in zip(replies, clients_of(replies), strict=True)]
+        gained = [
+            wire.read(r).numbers["count"] - before[c] for r, c in zip(replies, clients_of(replies), strict=True)
+        ]
         assert gained == [1, 1, 2, 3, 2]
 
     def test_push_and_pull(self, grid: BlockGrid) -> None:
@@ -207,7 +209,8 @@ class TestRayGrid:
         three_workers.send_and_receive(messages([1, 2, 3, 4, 5, 6, 7]))  # leaves no one busy
         assert took < 1.8
 
-    def test_a_worker_killed_while_it_works_is_an_engine_error(self, ray_cluster: None, tmp_path: Path) -> None:
+    @pytest.mark.usefixtures("ray_cluster")
+    def test_a_worker_killed_while_it_works_is_an_engine_error(self, tmp_path: Path) -> None:
         file = tmp_path / "pid"
 
         def kill() -> None:
@@ -220,7 +223,9 @@ class TestRayGrid:
             killer.start()
             began = time.monotonic()
             records = content(order="kill-when-told", victim=2, file=str(file))
-            with pytest.raises(EngineError, match=r"a worker died while it had clients .*2.*use fewer engine.workers"):
+            with pytest.raises(
+                EngineError, match=r"a worker died while it had clients .*2.*use fewer engine.workers"
+            ):
                 grid.send_and_receive(messages([1, 2, 3], records))
             killer.join(5)
             # Nor does the next call hang, nor the end.
@@ -228,10 +233,11 @@ class TestRayGrid:
                 grid.send_and_receive(messages([1, 2, 3, 4, 5, 6, 7]))
         assert time.monotonic() - began < 20
 
-    def test_ray_that_was_running_is_used_and_left_running(self, ray_cluster: None) -> None:
+    @pytest.mark.usefixtures("ray_cluster")
+    def test_ray_that_was_running_is_used_and_left_running(self) -> None:
         import ray
 
-        with pytest.raises(RuntimeError, match="inside"), ray_grid(FakeApp(), workers=1) as grid:
+        with pytest.raises(RuntimeError, match="inside"), ray_grid(FakeApp(), workers=1) as grid:  # noqa: PT012
             (reply,) = grid.send_and_receive(messages([2]))
             raise RuntimeError("inside")
         assert ray.is_initialized()

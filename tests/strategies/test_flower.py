@@ -56,7 +56,9 @@ def round_of(
     strategy: RuleStrategy, bad: dict[int, Any] | None = None, server_round: int = 1, num_clients: int = 5
 ) -> ArrayRecord:
     """One round of training in which the clients in `bad` send what that function makes of the message."""
-    messages = list(strategy.configure_train(server_round, pack_arrays(WEIGHTS), ConfigRecord(), grid_of(num_clients)))
+    messages = list(
+        strategy.configure_train(server_round, pack_arrays(WEIGHTS), ConfigRecord(), grid_of(num_clients))
+    )
     replies = []
     for message in messages:
         give_id(message)
@@ -161,7 +163,9 @@ class TestStep:
                 seen.append(cohort)
                 return Direction(cohort.updates.mean(0), cohort.weights, {"spied": 1.0, "mode": "full"})
 
-        with_steps = {k: lambda m: answer(m, metrics=numbers(m.metadata.dst_node_id - 1, steps=3)) for k in range(5)}
+        with_steps = {
+            k: lambda m: answer(m, metrics=numbers(m.metadata.dst_node_id - 1, steps=3)) for k in range(5)
+        }
         strategy = RuleStrategy(Spy(), server_lr=0.3)
         round_of(strategy, with_steps)
         (cohort,) = seen
@@ -169,7 +173,10 @@ class TestStep:
         assert cohort.losses.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
         assert cohort.weights.tolist() == pytest.approx([k / 15 for k in (1, 2, 3, 4, 5)])
         assert cohort.server_lr == 0.3
-        assert {name: column.tolist() for name, column in cohort.reports.items()} == {"rate": [0.5] * 5, "steps": [3.0] * 5}
+        assert {name: column.tolist() for name, column in cohort.reports.items()} == {
+            "rate": [0.5] * 5,
+            "steps": [3.0] * 5,
+        }
         assert strategy.last.weights == pytest.approx({k: (k + 1) / 15 for k in range(5)})
         assert strategy.last.info == {"spied": 1.0, "mode": "full"}
         # One client that does not send what is only wanted takes it from all.
@@ -243,7 +250,7 @@ class NeedsLoss(Rule):
 class TestFailures:
     @pytest.mark.parametrize(("make", "said"), BAD.values(), ids=list(BAD))
     def test_what_cannot_be_averaged_stops_the_run_and_is_named(self, make: Any, said: str) -> None:
-        with pytest.raises(ClientError, match=f"^client 3, round 7: {said}") as caught:
+        with pytest.raises(ClientError, match=f"^client 3, round 7: .*{said}") as caught:
             round_of(RuleStrategy(NeedsLoss()), {3: make}, server_round=7)
         assert (caught.value.client, caught.value.server_round) == (3, 7)
 
@@ -287,7 +294,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("kind", ["an update with NaN", "an error"])
     def test_all_clients_failing_always_stops_the_run(self, kind: str) -> None:
-        with pytest.raises(ClientError, match="client 0, round 1: .*4 more clients failed"):
+        with pytest.raises(ClientError, match=r"client 0, round 1: .*4 more clients failed"):
             round_of(RuleStrategy(FedAvg(), max_failures=100), dict.fromkeys(range(5), BAD[kind][0]))
 
     def test_no_answer_at_all_stops_the_run(self) -> None:
@@ -305,6 +312,12 @@ class TestFailures:
         assert "loss" not in FedAvg().needs
         round_of(RuleStrategy(FedAvg()), dict.fromkeys(range(5), with_metrics(loss=None)))
 
+    @pytest.mark.parametrize("loss", [math.nan, math.inf, -1.0])
+    def test_a_loss_that_nobody_needs_fails_its_client_alone_or_no_one(self, loss: float) -> None:
+        strategy = RuleStrategy(FedAvg(), max_failures=1)
+        round_of(strategy, {2: with_metrics(loss=loss)})
+        assert {failure.client for failure in strategy.last.failures} <= {2}
+
     def test_the_loss_may_have_another_name(self) -> None:
         renamed = dict.fromkeys(range(5), with_metrics(loss=None, train_loss=2.0))
         round_of(RuleStrategy(NeedsLoss(), loss_key="train_loss"), renamed)
@@ -319,7 +332,9 @@ class TestEvaluation:
         for message in sent:
             give_id(message)
             client = message.metadata.dst_node_id - 1
-            metrics = MetricRecord({"client": client, "num-examples": 10 * (client + 1), "test_loss": float(client)})
+            metrics = MetricRecord(
+                {"client": client, "num-examples": 10 * (client + 1), "test_loss": float(client)}
+            )
             good = Message(RecordDict({"metrics": metrics}), reply_to=message)
             made.append((bad or {}).get(client, lambda _, good=good: good)(message))
         return made
@@ -386,7 +401,9 @@ class TestMemory:
 
 class TestReadyMadeStrategies:
     def test_every_rule_is_a_strategy_of_its_name(self) -> None:
-        found = {name: plugins.find("strategies.rules", name, AnyRule) for name in plugins.names("strategies.rules")}
+        found = {
+            name: plugins.find("strategies.rules", name, AnyRule) for name in plugins.names("strategies.rules")
+        }
         assert set(dir(strategies)) == {rule.__name__ for rule in found.values()}
         for rule in found.values():
             made = getattr(strategies, rule.__name__)
