@@ -283,10 +283,8 @@ class TestProcess:
         assert (tmp_path / "out" / "report.html").exists()
 
     def test_ray_from_start_to_end_gives_the_model_of_one_process(self, command: Command, tmp_path: Path) -> None:
-        process = spawn(
-            "run", str(command.scenario), "--set", "engine.backend=ray", "--set", "engine.workers=2", "--out", "by-ray",
-            folder=tmp_path,
-        )  # fmt: skip
+        changes = ("--set", "engine.backend=ray", "--set", "engine.workers=2")
+        process = spawn("run", str(command.scenario), *changes, "--out", "by-ray", folder=tmp_path)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert err == ""

@@ -189,7 +189,7 @@ class Failing(FakeApp):
     ("app", "said"),
     [
         (FakeApp(3), "round 1: the strategy gave no model; 3 clients answered"),
-        (Failing(3), r"round 1: the strategy gave no model; client 0: no luck \(3 of 3 clients failed\)"),
+        (Failing(3), r"round 1: the strategy gave no model; client \d: no luck \(3 of 3 clients failed\)"),
     ],
 )
 def test_a_round_without_a_model_is_an_error(app: FakeApp, said: str) -> None:

@@ -53,6 +53,8 @@ class RayGrid(BlockGrid):
 
     def __init__(self, app: BlockApp, settings: EngineSettings) -> None:
         super().__init__(app)
+        self._workers: list[Any] = []
+        self._states: dict[int, Any] = {}
         num_workers = _num_workers(settings)
         self._own_ray = not ray.is_initialized()
         if self._own_ray:
@@ -61,14 +63,11 @@ class RayGrid(BlockGrid):
             shared = ray.put(app)
             # One core each as Ray counts them: an actor that claims none may be packed with others.
             actor: Any = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_worker, max_restarts=0)(Worker)
-            self._workers: list[Any] = [
-                actor.remote(shared, settings.threads_per_worker) for _ in range(num_workers)
-            ]
+            self._workers = [actor.remote(shared, settings.threads_per_worker) for _ in range(num_workers)]
             ray.get([worker.ready.remote() for worker in self._workers], timeout=START_S)
         except RayError as error:
             self.close()
             raise EngineError(f"engine: the Ray workers cannot start: {_cause(error)}") from error
-        self._states: dict[int, Any] = {}
 
     @property
     def num_workers(self) -> int:
