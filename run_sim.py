@@ -7,6 +7,7 @@ python run_sim.py run scenarios/quickstart.toml --set strategy.name=fedavg --set
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,8 @@ from fedsim.errors import FedSimError
 # Flower would otherwise report its use over the network.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+INTERRUPTED = 130
 
 cli = typer.Typer(
     add_completion=False,
@@ -89,8 +92,12 @@ def _set_data(data: Path | None) -> None:
 
 def main() -> None:
     """Run the command line; mistakes are one clear message, never a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end leaves a readable folder too
     try:
-        cli(standalone_mode=False)
+        code = cli(standalone_mode=False)
+        if code == INTERRUPTED:
+            typer.echo("interrupted", err=True)
+        sys.exit(code or 0)
     except FedSimError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -98,7 +105,7 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         show = getattr(error, "show", None)  # click's usage errors explain themselves
         if show is None:

@@ -23,7 +23,9 @@ def recursion(updates: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
     rows: list[torch.Tensor] = []
     for update, rate in zip(updates.double(), rates, strict=True):
         shares = [update @ row / (row @ row) for row in rows]
-        rest = update - sum((share * row for share, row in zip(shares, rows, strict=True)), torch.zeros_like(update))
+        rest = update - sum(
+            (share * row for share, row in zip(shares, rows, strict=True)), torch.zeros_like(update)
+        )
         rows.append(rest / (rate - sum(shares)))
     inverse = torch.stack([1.0 / (row @ row) for row in rows])
     return (inverse / inverse.sum()) @ torch.stack(rows)

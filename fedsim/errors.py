@@ -37,6 +37,9 @@ class ScenarioError(FedSimError):
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         super().__init__("\n".join([f"{where}: {count}", *(f"  {line}" for line in self.problems)]))
 
+    def __reduce__(self) -> tuple[type[ScenarioError], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.where, self.problems)
+
 
 class DataError(FedSimError):
     """Data are missing, unreadable, or cannot be divided as asked."""

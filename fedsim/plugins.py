@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 class Plugin(BaseModel):
     """Base of everything a scenario can name: frozen, and unknown options are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     @property
     def plugin_name(self) -> str:
@@ -93,7 +93,7 @@ def _find_outside(name: str, base: type[PluginT]) -> type[PluginT]:
     module_name, _, class_name = name.partition(":")
     try:
         item = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing runs somebody else's code
         raise UnknownPluginError(f'cannot import {noun(base)} "{name}": {error}') from error
     if not (inspect.isclass(item) and issubclass(item, base)) or inspect.isabstract(item):
         raise UnknownPluginError(f'"{name}" is not a {base.__module__}.{base.__name__}')

@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from fedsim.errors import DataError
-from fedsim.fairness import fairness_block, improved_share
+from fedsim.fairness import CONVENTIONS, fairness_block, improved_share
 from fedsim.federation import Federation
 from fedsim.rounds import Round
 from fedsim.scenario import Scenario
-from fedsim.wire import unpack_arrays
+from fedsim.wire import Answer, unpack_arrays
 
 PACKAGES = ("fedsim", "flwr", "flwr-datasets", "ray", "torch", "torchvision", "numpy", "pandas", "scipy")
+
+FLUSH_S = 10.0
+"""Least seconds between two writings of the tables during a run."""
 
 TRAIN_COLUMNS = {"loss": "loss", "loss-after": "loss_after", "steps": "steps", "update-norm": "update_norm"}
 """Name on the wire -> column; further numbers a client reports keep their name."""
@@ -75,6 +79,8 @@ class RunFolder:
         self._previous_loss: NDArray[np.float64] | None = None
         self._seconds = {"start": 0.0, "train": 0.0, "aggregate": 0.0, "evaluate": 0.0}
         self._began = time.perf_counter()
+        self._next_flush = 0.0
+        self.summary: dict[str, Any] = {}
         path.mkdir(parents=True, exist_ok=True)
         _write(path / "scenario.toml", scenario.to_toml())
         _write(path / "manifest.json", json.dumps(federation.manifest))
@@ -92,6 +98,11 @@ class RunFolder:
         table = self._client_rows(finished)
         self._clients.append(table)
         self._rounds.append(self._round_row(finished, table))
+        if time.perf_counter() >= self._next_flush:
+            start = time.perf_counter()
+            self._write_tables()
+            # Tables are written whole, so they are written rarely when that takes long.
+            self._next_flush = time.perf_counter() + max(FLUSH_S, 50.0 * (time.perf_counter() - start))
 
     @property
     def last(self) -> dict[str, float | str]:
@@ -104,12 +115,7 @@ class RunFolder:
         Args:
             status: "finished", "interrupted" or "failed".
         """
-        clients = (
-            pd.concat([pd.DataFrame(rows) for rows in self._clients], ignore_index=True) if self._clients else None
-        )
-        if clients is not None:
-            _write_table(self.path / "clients.parquet", clients)
-            _write_table(self.path / "rounds.parquet", pd.DataFrame(self._rounds))
+        self._write_tables()
         model = unpack_arrays(self._arrays) if self._arrays is not None else {}
         if model:
             partial = self.path / "model.safetensors.part"
@@ -117,7 +123,15 @@ class RunFolder:
             partial.replace(self.path / "model.safetensors")
         summary = self._summary(status, model)
         _write(self.path / "summary.json", json.dumps(_plain(summary), indent=2))
+        self.summary = summary
         return summary
+
+    def _write_tables(self) -> None:
+        if not self._clients:
+            return
+        clients = pd.concat([pd.DataFrame(rows) for rows in self._clients], ignore_index=True)
+        _write_table(self.path / "clients.parquet", clients)
+        _write_table(self.path / "rounds.parquet", pd.DataFrame(self._rounds))
 
     def _client_rows(self, finished: Round) -> dict[str, NDArray[Any]]:
         count = self._federation.num_clients
@@ -134,11 +148,11 @@ class RunFolder:
                 for column in (*TRAIN_COLUMNS.values(), "weight", "test_loss", "test_accuracy")
             },
         }
-        for failure in finished.failures:
+        for failure in self._known(finished.failures):
             table["failed"][failure.client] = True
-        for answer in finished.trained:
+        for answer in self._known(finished.trained):
             table["sampled"][answer.client] = True
-        for answer in (*finished.trained, *finished.evaluated):
+        for answer in self._known((*finished.trained, *finished.evaluated)):
             for name, value in answer.numbers.items():
                 if name not in ("client", "num-examples"):
                     column = TRAIN_COLUMNS.get(name, name.replace("-", "_"))
@@ -146,6 +160,10 @@ class RunFolder:
         for client, weight in finished.weights.items():
             table["weight"][client] = weight
         return table
+
+    def _known(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Return the answers of clients of the federation: a node that failed may not have said which it is."""
+        return [answer for answer in answers if 0 <= answer.client < self._federation.num_clients]
 
     def _round_row(self, finished: Round, table: dict[str, NDArray[Any]]) -> dict[str, float | str]:
         lr = getattr(self._scenario.server, "lr", None) or math.nan
@@ -162,7 +180,7 @@ class RunFolder:
             **finished.info,
         }
         if finished.evaluated:
-            accuracy = fairness_block(table["test_accuracy"], table["test_examples"], higher_is_better=True)
+            accuracy = _measures(table["test_accuracy"], table["test_examples"], higher_is_better=True)
             row |= {
                 "mean_accuracy": accuracy["mean"],
                 "worst_10": accuracy["worst_10"],
@@ -180,7 +198,7 @@ class RunFolder:
         if evaluated:
             last = evaluated[-1]
             for name, higher in (("test_accuracy", True), ("test_loss", False)):
-                fairness[name] = fairness_block(last[name], last["test_examples"], higher_is_better=higher)
+                fairness[name] = _measures(last[name], last["test_examples"], higher_is_better=higher)
             shares = [float(row["improved"]) for row in self._rounds if "improved" in row]
             fairness["improved"] = float(np.mean(shares)) if shares else math.nan
         central = [row for row in self._rounds if "central_accuracy" in row]
@@ -216,6 +234,13 @@ def model_digest(arrays: dict[str, NDArray[Any]]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _measures(values: NDArray[Any], sizes: NDArray[Any], *, higher_is_better: bool) -> dict[str, float]:
+    """Return the fairness block; NaN where no client has a value, as after a divergence."""
+    if np.isnan(values).all():
+        return {**dict.fromkeys(CONVENTIONS, math.nan), "n": 0.0}
+    return fairness_block(values, sizes, higher_is_better=higher_is_better)
 
 
 def _mean(values: NDArray[np.float64]) -> float:

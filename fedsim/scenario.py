@@ -50,7 +50,7 @@ FAMILIES: Mapping[str, tuple[str, type[Plugin]]] = {
 class Section(BaseModel):
     """A table of plain settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ClientSettings(Section):

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from clients.training import evaluate
 from fedsim.datasets import data_root
-from fedsim.errors import FedSimError
+from fedsim.errors import FedSimError, ScenarioError
 from fedsim.federation import Federation
 from fedsim.metrics import all_metrics
 from fedsim.models._check import build_model
@@ -75,10 +75,35 @@ def conduct(
             log.exception("the run failed")
             raise
         finally:
-            summary = run.close(status)
-            write_report(folder)
-            log.info("%s after %d rounds", status, summary["rounds"])
-    return summary
+            _leave(run, status)
+    return run.summary
+
+
+def _leave(run: RunFolder, status: str) -> None:
+    """Write what was reached; trouble with that must not hide why a run ended."""
+    try:
+        summary = run.close(status)
+        write_report(run.path)
+        log.info("%s after %d rounds", status, summary["rounds"])
+    except Exception:
+        log.exception("the run folder could not be completed")
+        if status == "finished":
+            raise
+
+
+def build_federation(scenario: Scenario) -> Federation:
+    """Read the data and divide them among the clients.
+
+    Raises:
+        DataError: Data are missing or cannot be divided as asked.
+        ScenarioError: More clients a round than there are.
+    """
+    federation = Federation.build(scenario.data, scenario.partition, scenario.seed, data_root())
+    wanted = scenario.server.clients_per_round
+    if wanted is not None and wanted > federation.num_clients:
+        most = f"must be at most {federation.num_clients}, as many clients as there are"
+        raise ScenarioError(scenario.name, [f"server.clients_per_round: {most}, got {wanted}"])
+    return federation
 
 
 def strategy_of(scenario: Scenario, *, min_available_nodes: int = 1) -> RuleStrategy:
@@ -159,7 +184,7 @@ def main(grid: Grid, context: Context) -> None:
     scenario = Scenario.load(
         str(context.run_config["scenario"]), overrides_of(str(context.run_config["overrides"]))
     )
-    federation = Federation.build(scenario.data, scenario.partition, scenario.seed, data_root())
+    federation = build_federation(scenario)
     folder = default_folder(scenario).resolve()
 
     def say(finished: Round) -> None:

@@ -18,14 +18,13 @@ from rich.progress import (
 from rich.table import Table
 
 from clients.app import LocalApp
-from fedsim.datasets import data_root
 from fedsim.engine import open_grid
 from fedsim.fairness import fairness_block
 from fedsim.federation import Federation
 from fedsim.rounds import Callback, Round
 from fedsim.run_folder import default_folder, refuse_used
 from fedsim.scenario import Scenario
-from fedsim.server_app import conduct
+from fedsim.server_app import build_federation, conduct
 
 
 def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:
@@ -43,7 +42,7 @@ def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None =
     folder = out or default_folder(scenario)
     refuse_used(folder)
     console = Console()
-    federation = Federation.build(scenario.data, scenario.partition, scenario.seed, data_root())
+    federation = build_federation(scenario)
     console.print(_headline(scenario, federation), highlight=False)
     device = "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu"
     app = LocalApp(scenario, federation, device)

@@ -43,7 +43,7 @@ class Request:
     wants_update: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """What several clients answer, stacked.
 
@@ -96,7 +96,7 @@ class Answer:
 
 def pack_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
     """Return named arrays as a record."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
+    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
 
 
 def unpack_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
@@ -133,8 +133,9 @@ def read(reply: Message) -> Answer:
     node = reply.metadata.src_node_id
     if reply.has_error():
         return Answer(node - 1, {}, reply.error.reason or f"error code {reply.error.code}")
-    if isinstance(reply, LazyReply):
-        block, row = cast(Block, reply.block), cast(int, reply.row)  # type: ignore[attr-defined]
+    stacked = _stacked(reply)
+    if stacked is not None:
+        block, row = stacked
         return Answer(block.clients[row], {name: float(column[row]) for name, column in block.numbers.items()})
     numbers: dict[str, float] = {}
     for record in reply.content.metric_records.values():
@@ -149,11 +150,12 @@ def read_update(reply: Message, theta: Floats, layout: Layout) -> Floats:
     Raises:
         ValueError: Not one array record, or of another shape; says what came.
     """
-    if isinstance(reply, LazyReply):
-        updates = cast(Block, reply.block).updates  # type: ignore[attr-defined]
-        if updates is None:
+    stacked = _stacked(reply)
+    if stacked is not None:
+        block, place = stacked
+        if block.updates is None:
             raise ValueError("the reply holds no update")
-        row: Floats = updates[cast(int, reply.row)]  # type: ignore[attr-defined]
+        row: Floats = block.updates[place]
     else:
         records = reply.content.array_records
         if len(records) != 1:
@@ -190,13 +192,20 @@ def unpack_state(content: RecordDict) -> dict[str, NDArray[np.generic]]:
     return {} if record is None else unpack_arrays(record)
 
 
+def _stacked(reply: Message) -> tuple[Block, int] | None:
+    """Return the block a reply is a row of, unless somebody has looked at its records and may have changed them."""
+    if not (isinstance(reply, LazyReply) and reply.untouched):
+        return None
+    return cast(Block, reply.block), reply.row
+
+
 def _whole_block(replies: Iterable[Message]) -> Floats | None:
     """Return a block's own array when the replies are exactly its rows, in order."""
-    rows = [(reply.block, reply.row) if isinstance(reply, LazyReply) else None for reply in replies]  # type: ignore[attr-defined]
+    rows = [_stacked(reply) for reply in replies]
     first = rows[0]
     if first is None:
         return None
-    block = cast(Block, first[0])
+    block = first[0]
     if block.updates is None or rows != [(block, row) for row in range(len(block.updates))]:
         return None
     return block.updates

@@ -144,14 +144,14 @@ class RuleStrategy(Strategy):
                 self._tolerate(server_round, failures, len(good))
             except ValueError as error:
                 raise RoundError(f"round {server_round}: {type(self.rule).__name__}: {error}") from error
-        self.memory = memory
-        self.last = _aggregation(cohort, direction, failures)
         stepped = torch.from_numpy(theta) - self.lr(server_round) * direction.vector
         if not bool(torch.isfinite(stepped).all()):
             raise RoundError(
                 f"round {server_round}: the server's step leaves the finite numbers with server.lr "
                 f"{self.server_lr:g}; lower it"
             )
+        self.memory = memory
+        self.last = _aggregation(cohort, direction, failures)
         numbers = {name: value for name, value in self.last.info.items() if isinstance(value, float)}
         return pack_arrays(layout.split(stepped.numpy())), MetricRecord(dict(numbers))
 
@@ -218,8 +218,10 @@ class RuleStrategy(Strategy):
             if key not in answer.numbers:
                 sent = ", ".join(answer.numbers) or "no metrics"
                 return f'it sent no "{key}", which {type(self.rule).__name__} needs; it sent {sent}'
-            if not (np.isfinite(answer.numbers[key]) and answer.numbers[key] >= 0):
-                return f"its {key} must be finite and not negative, got {answer.numbers[key]}"
+        for key in (EXAMPLES, self.loss_key, *self.rule.needs, *self.rule.wants):
+            value = answer.numbers.get(key, 0.0)
+            if not (np.isfinite(value) and value >= 0):
+                return f"its {key} must be finite and not negative, got {value}"
         try:
             read_update(reply, theta, layout)
         except ValueError as error:

@@ -11,10 +11,10 @@ from typing import Protocol, Self
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from fedsim.engine import flower
+from fedsim.engine.flower import Run
 from fedsim.errors import EngineError
 from fedsim.wire import Block
 
@@ -62,6 +62,10 @@ class BlockGrid(Grid):
         self, kind: str, content: RecordDict, clients: Sequence[int], timeout: float | None
     ) -> Mapping[int, tuple[Block, int] | str]:
         """Return for each client its block and row, or what went wrong."""
+
+    def keeps(self, kind: str) -> bool:
+        """Say whether clients keep something from answering a request of this kind."""
+        return self._app.stateful and kind.partition(".")[0] == "train"
 
     @abstractmethod
     def client_states(self) -> dict[int, State]:

@@ -14,6 +14,8 @@ from flwr.app import Error, Message, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+__all__ = ["LazyReply", "Run", "empty_run", "error_reply", "give_id", "set_identity"]
+
 RUN_ID = 1
 SERVER_NODE = 1
 CLIENT_FAILED = 1
@@ -56,7 +58,14 @@ class LazyReply(Message):
 
     def __init__(self, make: Callable[[], RecordDict], *, reply_to: Message, block: object, row: int) -> None:
         super().__init__(RecordDict(), reply_to=reply_to)
-        self.__dict__.update(_make=make, block=block, row=row)
+        self.block = block
+        self.row = row
+        self.__dict__["_make"] = make
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the block still says what the records would: nobody has looked at them or set them."""
+        return "_make" in self.__dict__
 
     @property
     def content(self) -> RecordDict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class RayGrid(BlockGrid):
         self._own_ray = not ray.is_initialized()
         if self._own_ray:
             _start_ray(num_workers, settings)
+        self._check_room(num_workers)
         try:
             shared = ray.put(app)
             # One core each as Ray counts them: an actor that claims none may be packed with others.
@@ -86,9 +88,16 @@ class RayGrid(BlockGrid):
             members = [client for place in share for client in units[place]]
             if members:
                 calls.append((members, self._call(worker, kind, shared, members)))
+        deadline = None if timeout is None else time.monotonic() + timeout
         results: dict[int, tuple[Block, int] | str] = {}
         for members, futures in calls:
-            results |= self._collect(members, futures, timeout)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            block = self._collect(members, futures[0], left)
+            if block is None:
+                results |= dict.fromkeys(members, f"no answer within {timeout:g} s")
+                continue
+            results |= {client: (block, row) for row, client in enumerate(members)}
+            self._states.update(zip(members, futures[1:], strict=False))
         return results
 
     def client_states(self) -> dict[int, State]:
@@ -104,20 +113,26 @@ class RayGrid(BlockGrid):
                 ray.kill(worker)
         self._workers = []
 
+    def _check_room(self, num_workers: int) -> None:
+        cluster: Any = ray.cluster_resources  # untyped
+        room = int(cluster().get("CPU", 0))
+        if num_workers > room:
+            self.close()
+            raise EngineError(f"engine.workers: the running Ray has {room} CPUs, got {num_workers} workers")
+
     def _call(self, worker: Any, kind: str, content: Any, members: list[int]) -> list[Any]:
-        if not self._app.stateful:
+        if not self.keeps(kind):
             return [worker.run.remote(kind, content, members)]
         states = [self._states.get(client, {}) for client in members]
         call = worker.run.options(num_returns=1 + len(members))
         return list(call.remote(kind, content, members, *states))
 
-    def _collect(
-        self, members: list[int], futures: list[Any], timeout: float | None
-    ) -> dict[int, tuple[Block, int] | str]:
+    def _collect(self, members: list[int], future: Any, timeout: float | None) -> Block | None:
+        """Return a worker's block, or None when it did not come in time."""
         try:
-            block: Block = ray.get(futures[0], timeout=timeout)
+            block: Block = ray.get(future, timeout=timeout)
         except GetTimeoutError:
-            return dict.fromkeys(members, f"no answer within {timeout:g} s")
+            return None
         except RayTaskError as error:
             raise EngineError(f"a worker failed on clients {_some(members)}: {_cause(error)}") from error
         except RayActorError as error:
@@ -125,9 +140,7 @@ class RayGrid(BlockGrid):
                 f"a worker died while it had clients {_some(members)}: {_cause(error)}; "
                 "if memory ran out, use fewer engine.workers"
             ) from error
-        if self._app.stateful:
-            self._states.update(zip(members, futures[1:], strict=True))
-        return {client: (block, row) for row, client in enumerate(members)}
+        return block
 
 
 def _num_workers(settings: EngineSettings) -> int:

@@ -9,7 +9,7 @@ import torch
 from flwr.app import RecordDict
 
 from fedsim.engine.base import BlockApp, BlockGrid, State
-from fedsim.errors import EngineError
+from fedsim.errors import EngineError, FedSimError
 from fedsim.wire import Block
 
 if TYPE_CHECKING:
@@ -53,12 +53,18 @@ class LocalGrid(BlockGrid):
         del timeout
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
+        keeps = self.keeps(kind)
         try:
-            block, kept = self._app.run(kind, content, clients, [self._states.get(c, {}) for c in clients])
+            states = [self._states.get(client, {}) if keeps else {} for client in clients]
+            block, kept = self._app.run(kind, content, clients, states)
+        except FedSimError:
+            raise
+        except Exception as error:
+            raise EngineError(f"engine: answering failed: {type(error).__name__}: {error}") from error
         finally:
             torch.set_num_threads(before)
-        if self._app.stateful:
-            self._states.update({c: state for c, state in zip(clients, kept, strict=True) if state})
+        if keeps:
+            self._states.update(zip(clients, kept, strict=True))
         return {client: (block, row) for row, client in enumerate(clients)}
 
     def client_states(self) -> dict[int, State]:

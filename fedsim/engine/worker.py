@@ -29,6 +29,6 @@ class Worker:
         """Answer once the process is up."""
 
     def run(self, kind: str, content: RecordDict, clients: Sequence[int], *states: State) -> Any:
-        """Return the block, and after it one state per client when the application is stateful."""
-        block, kept = self._app.run(kind, content, clients, states if self._app.stateful else [{}] * len(clients))
-        return (block, *kept) if self._app.stateful else block
+        """Return the block, and after it one state per client when states came with the request."""
+        block, kept = self._app.run(kind, content, clients, states or [{} for _ in clients])
+        return (block, *kept) if states else block
