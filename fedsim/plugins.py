@@ -11,15 +11,28 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
-class Plugin(BaseModel):
-    """Base of everything a scenario can name: frozen, and unknown options are refused."""
+class Options(BaseModel):
+    """A table of a scenario: frozen; unknown keys, infinite numbers and booleans for numbers are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out_booleans(cls, given: Any) -> Any:
+        """Hand a boolean on as a word where none belongs; pydantic would take true for 1."""
+        if not isinstance(given, dict):
+            return given
+        wants_bool = {name for name, field in cls.model_fields.items() if field.annotation is bool}
+        return {k: str(v).lower() if isinstance(v, bool) and k not in wants_bool else v for k, v in given.items()}
+
+
+class Plugin(Options):
+    """Base of everything a scenario can name."""
 
     @property
     def plugin_name(self) -> str:

@@ -33,7 +33,7 @@ from fedsim.datasets import Dataset
 from fedsim.errors import ScenarioError
 from fedsim.models import Model
 from fedsim.partitions import Partition
-from fedsim.plugins import Plugin, UnknownPluginError
+from fedsim.plugins import Options, Plugin, UnknownPluginError
 from strategies.rules import AnyRule
 
 Decay = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -47,10 +47,8 @@ FAMILIES: Mapping[str, tuple[str, type[Plugin]]] = {
 """Sections that name a plugin: package and base class of each."""
 
 
-class Section(BaseModel):
+class Section(Options):
     """A table of plain settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ClientSettings(Section):
