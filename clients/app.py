@@ -153,16 +153,23 @@ class LocalApp:
     def _evaluate(self, here: _Resident, theta: torch.Tensor, clients: Sequence[int]) -> Block:
         wanted = set(clients)
         found: dict[int, dict[str, float]] = {}
+        failed: dict[int, str] = {}
         here.model.theta.copy_(theta)
         for group in self._federation.evaluation_groups(GROUP_EXAMPLES):
             if wanted.isdisjoint(group):
                 continue
-            test, sizes = here.test(group)
-            means = evaluate(here.model, here.model.theta, test, sizes, here.metrics)
+            try:
+                test, sizes = here.test(group)
+                means = evaluate(here.model, here.model.theta, test, sizes, here.metrics)
+            except Exception as error:  # whatever happens, the clients' names must reach the server
+                log.exception("evaluation of clients %d to %d failed", group.start, group.stop - 1)
+                failed |= dict.fromkeys(group, f"{type(error).__name__}: {error}")
+                continue
             for place, client in enumerate(group):
                 numbers = {f"test_{name}": float(column[place]) for name, column in means.items()}
                 found[client] = {**numbers, EXAMPLES: float(sizes[place])}
-        return Block(tuple(clients), _columns(clients, [found[client] for client in clients]))
+        errors = {row: failed[client] for row, client in enumerate(clients) if client in failed}
+        return Block(tuple(clients), _columns(clients, [found.get(c, {}) for c in clients]), errors=errors)
 
 
 class _Resident:
@@ -196,7 +203,9 @@ def _newton(scenario: Scenario) -> QuasiNewton | None:
     rule = cast(Any, scenario.strategy)
     if "rate" not in rule.needs:
         return None
-    return QuasiNewton(rule.pairs, rule.pairs_from == "rounds", rule.row == "final_gradient")
+    return QuasiNewton(
+        rule.pairs, rule.pairs_from == "rounds", rule.row == "final_gradient", rule.curvature, rule.within_reach
+    )
 
 
 @lru_cache(maxsize=1)

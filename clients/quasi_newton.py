@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 CURVATURE = 1e-10
-"""A pair is kept when s^T y exceeds this share of ||s|| ||y||; then B stays positive definite."""
+"""A pair can be kept when s^T y exceeds this share of ||s|| ||y||: then B stays positive definite."""
 
 Pair = tuple[Tensor, Tensor]
 
 
-def accept(s: Tensor, y: Tensor) -> bool:
-    """Say whether a pair passes the curvature test s^T y > 1e-10 ||s|| ||y||.
+def accept(s: Tensor, y: Tensor, curvature: float = CURVATURE) -> bool:
+    """Say whether a pair passes the curvature test s^T y > curvature ||s|| ||y||.
 
     Args:
         s: Difference of two iterates, [D].
         y: Difference of the gradients there on the same examples, [D].
+        curvature: The smallest cosine between them; H grows like its inverse.
     """
     wide_s, wide_y = s.double(), y.double()
-    return bool(wide_s @ wide_y > CURVATURE * wide_s.norm() * wide_y.norm())
+    return bool(wide_s @ wide_y > curvature * wide_s.norm() * wide_y.norm())
 
 
 def inverse_hessian_product(pairs: Sequence[Pair], vector: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def quasi_newton_rate(pairs: Sequence[Pair], gradient: Tensor) -> float:
     return float(gradient.double() @ inverse_hessian_product(pairs, gradient))
 
 
-def append(pairs: Tensor | None, s: Tensor, y: Tensor, limit: int) -> Tensor | None:
+def append(pairs: Tensor | None, s: Tensor, y: Tensor, limit: int, curvature: float = CURVATURE) -> Tensor | None:
     """Return the pairs with (s, y) added if it passes the curvature test, the oldest dropped past `limit`.
 
     Args:
@@ -67,8 +68,9 @@ def append(pairs: Tensor | None, s: Tensor, y: Tensor, limit: int) -> Tensor | N
         s: [D].
         y: [D].
         limit: How many pairs to keep.
+        curvature: See `accept`.
     """
-    if not accept(s, y):
+    if not accept(s, y, curvature):
         return pairs
     newest = torch.stack([s, y]).unsqueeze(0)
     return newest if pairs is None else torch.cat([pairs, newest])[-limit:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,11 +37,16 @@ class QuasiNewton:
         pairs: L-BFGS pairs kept.
         from_rounds: Pairs from the weights received at successive participations, else from local epochs.
         final_gradient: Send the full gradient at the last local iterate in place of the update.
+        curvature: Smallest cosine between s and y of a pair kept.
+        within_reach: With local steps, bound H by lr * steps (pairs of B + I / (lr * steps)): a client's
+            quasi-Newton step is then no longer than its own local training could take it.
     """
 
     pairs: int
     from_rounds: bool
     final_gradient: bool
+    curvature: float = quasi_newton.CURVATURE
+    within_reach: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Fit:
     Attributes:
         update: theta_received - theta_local, or the full-batch gradient when local_epochs = 0, [D].
         report: Numbers for the server: loss (at the received weights, on the whole train shard, the L2 term
-            included), loss-after, steps, num-examples, update-norm, and what the rule asked for.
+            included), loss-after, steps, lr, num-examples, update-norm, and what the rule asked for.
         state: What the client keeps for its next round.
     """
 
@@ -82,42 +88,58 @@ def fit_each(
         state: What this client kept from its last participation.
     """
     model.theta.copy_(theta)
-    wants_gradient = settings.local_epochs == 0 or (newton is not None and newton.from_rounds)
+    wants_gradient = settings.local_epochs == 0 or newton is not None
     loss = _full_pass(model, train, settings.weight_decay, with_gradient=wants_gradient)
-    gradient = model.grad.clone() if wants_gradient else None
-    iterates = _Iterates(model, train, settings.weight_decay) if newton and not newton.from_rounds else None
-    steps = 0
-    velocity = torch.zeros_like(model.theta) if settings.momentum else None
-    for _ in range(settings.local_epochs):
+    points = [(theta, model.grad.clone())] if wants_gradient else []
+    follows = newton is not None and not newton.from_rounds
+    steps, velocity = 0, torch.zeros_like(model.theta) if settings.momentum else None
+    for epoch in range(1, settings.local_epochs + 1):
         steps += _epoch(model, train, settings, lr, generator, velocity)
-        if iterates is not None:
-            iterates.add()
+        if follows and epoch < settings.local_epochs:
+            _full_pass(model, train, settings.weight_decay, with_gradient=True)
+            points.append((model.theta.clone(), model.grad.clone()))
     if settings.local_epochs == 0:
-        assert gradient is not None
-        update, loss_after = gradient, loss
+        update, loss_after = points[0][1], loss
     else:
-        update = theta - model.theta
-        wants_final = newton is not None and newton.final_gradient
-        loss_after = _full_pass(model, train, settings.weight_decay, with_gradient=wants_final)
-        if wants_final:
-            update = model.grad.clone()
+        wants_last = newton is not None and (follows or newton.final_gradient)
+        loss_after = _full_pass(model, train, settings.weight_decay, with_gradient=wants_last)
+        if wants_last:
+            points.append((model.theta.clone(), model.grad.clone()))
+        update = points[-1][1] if newton is not None and newton.final_gradient else theta - model.theta
     report = {
         "num-examples": float(len(train)),
         "loss": loss,
         "loss-after": loss_after,
         "steps": float(steps),
+        "lr": lr,
         "update-norm": float(update.norm()),
     }
     if newton is None:
         return Fit(update, report)
-    if iterates is not None:
-        pairs, kept = iterates.pairs(newton.pairs), State()
+    if newton.from_rounds:
+        pairs, kept = _pairs_over_rounds(*points[0], state or {}, newton)
     else:
-        assert gradient is not None
-        pairs, kept = _pairs_over_rounds(theta, gradient, state or {}, newton.pairs)
-    rate = quasi_newton.quasi_newton_rate([] if pairs is None else list(pairs), update)
-    count = 0 if pairs is None else len(pairs)
-    return Fit(update, {**report, "rate": rate, "pairs": float(count)}, kept)
+        pairs, kept = _pairs_of(points, newton), State()
+    gradient = points[-1][1] if newton.final_gradient else points[0][1]
+    return Fit(update, {**report, **_rates(pairs, gradient, newton, lr * steps)}, kept)
+
+
+def _rates(pairs: Tensor | None, gradient: Tensor, newton: QuasiNewton, reach: float) -> dict[str, float]:
+    """Return the quasi-Newton rate of a client, and what it would be without pairs.
+
+    Args:
+        pairs: [m, 2, D] or None.
+        gradient: The client's full gradient, [D].
+        newton: Settings.
+        reach: lr * steps, 0 without local steps.
+    """
+    bounded = newton.within_reach and reach > 0
+    damped = [(s, y + s / reach if bounded else y) for s, y in pairs] if pairs is not None else []
+    plain = quasi_newton.quasi_newton_rate([], gradient) * (reach if bounded else 1.0)
+    rate = quasi_newton.quasi_newton_rate(damped, gradient) if damped else plain
+    # The rate speaks of gradients; an update is about lr * steps times one, and falls as much faster along x.
+    length = reach if reach > 0 and not newton.final_gradient else 1.0
+    return {"rate": length * rate, "rate-identity": length * plain, "pairs": float(len(damped))}
 
 
 def evaluate(
@@ -157,22 +179,12 @@ def evaluate(
     return means
 
 
-class _Iterates:
-    """Ends of local epochs with their full gradients, for L-BFGS pairs within a round."""
-
-    def __init__(self, model: FlatNetwork, train: Split, weight_decay: float) -> None:
-        self._model, self._train, self._weight_decay = model, train, weight_decay
-        self._points: list[tuple[Tensor, Tensor]] = []
-
-    def add(self) -> None:
-        _full_pass(self._model, self._train, self._weight_decay, with_gradient=True)
-        self._points.append((self._model.theta.clone(), self._model.grad.clone()))
-
-    def pairs(self, limit: int) -> Tensor | None:
-        found: Tensor | None = None
-        for (theta_0, grad_0), (theta_1, grad_1) in zip(self._points, self._points[1:], strict=False):
-            found = quasi_newton.append(found, theta_1 - theta_0, grad_1 - grad_0, limit)
-        return found
+def _pairs_of(points: Sequence[tuple[Tensor, Tensor]], newton: QuasiNewton) -> Tensor | None:
+    """Return the L-BFGS pairs of successive iterates, each with its full gradient."""
+    found: Tensor | None = None
+    for (theta_0, grad_0), (theta_1, grad_1) in pairwise(points):
+        found = quasi_newton.append(found, theta_1 - theta_0, grad_1 - grad_0, newton.pairs, newton.curvature)
+    return found
 
 
 def _epoch(
@@ -221,13 +233,15 @@ def _full_pass(model: FlatNetwork, data: Split, weight_decay: float, *, with_gra
     return total / len(data) + penalty
 
 
-def _pairs_over_rounds(theta: Tensor, gradient: Tensor, state: State, limit: int) -> tuple[Tensor | None, State]:
+def _pairs_over_rounds(
+    theta: Tensor, gradient: Tensor, state: State, newton: QuasiNewton
+) -> tuple[Tensor | None, State]:
     """Add the pair between this participation and the last one to those kept."""
     pairs = state.get("pairs")
     if "theta" in state:
         s = theta - state["theta"].to(theta.device)
         y = gradient - state["gradient"].to(theta.device)
-        pairs = quasi_newton.append(pairs, s, y, limit)
+        pairs = quasi_newton.append(pairs, s, y, newton.pairs, newton.curvature)
     kept = {"theta": theta.clone(), "gradient": gradient}
     if pairs is not None:
         kept["pairs"] = pairs

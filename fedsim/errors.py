@@ -60,16 +60,19 @@ class ClientError(FedSimError):
         client: Client number, from 0.
         server_round: Round number, from 1 (0 is the evaluation of the initial model).
         cause: What happened, in words.
+        node: Flower's node id, for a node that never said which client it is (client is -1 then).
     """
 
-    def __init__(self, client: int, server_round: int, cause: str) -> None:
+    def __init__(self, client: int, server_round: int, cause: str, node: int | None = None) -> None:
         self.client = client
+        self.node = node
         self.server_round = server_round
         self.cause = cause
-        super().__init__(f"client {client}, round {server_round}: {cause}")
+        who = f"client {client}" if client >= 0 else f"node {node}"
+        super().__init__(f"{who}, round {server_round}: {cause}")
 
-    def __reduce__(self) -> tuple[type[ClientError], tuple[int, int, str]]:
-        return type(self), (self.client, self.server_round, self.cause)
+    def __reduce__(self) -> tuple[type[ClientError], tuple[int, int, str, int | None]]:
+        return type(self), (self.client, self.server_round, self.cause, self.node)
 
 
 class RoundError(FedSimError):

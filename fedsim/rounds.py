@@ -5,6 +5,7 @@ Flower's own `Strategy.start` keeps aggregates only, starts at round 1 and calls
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.errors import RoundError
-from fedsim.wire import Answer, read
+from fedsim.wire import EXAMPLES, Answer, read
 
 CentralEvaluation = Callable[[int, ArrayRecord], Mapping[str, float]]
 
@@ -31,7 +32,7 @@ class Round:
         evaluated: What each client answered to the evaluation; empty where there was none.
         weights: Client -> factor of its update in the server's direction.
         info: The strategy's numbers and words about the round.
-        failures: Clients left out of the aggregation, with the cause.
+        failures: Clients left out of the aggregation or the evaluation, with the cause.
         central: Metrics on the common test set.
         seconds: Phase -> seconds: train, aggregate, evaluate, total.
     """
@@ -109,14 +110,16 @@ class _Loop:
         central = self._central(number, arrays) if evaluates and self._central else {}
         clock.lap("evaluate")
         last = getattr(self._strategy, "last", None) if number > 0 else None
+        answers = tuple(read(reply) for reply in evaluated)
+        _refuse_divergence(number, answers)
         return Round(
             number=number,
             arrays=arrays,
             trained=tuple(read(reply) for reply in trained),
-            evaluated=tuple(read(reply) for reply in evaluated),
+            evaluated=answers,
             weights=last.weights if last else {},
             info=last.info if last else {},
-            failures=last.failures if last else (),
+            failures=(*(last.failures if last else ()), *(a for a in answers if a.error is not None)),
             central=central,
             seconds=clock.seconds(),
         )
@@ -153,6 +156,21 @@ class _Clock:
 
     def seconds(self) -> dict[str, float]:
         return {**self._laps, "total": time.perf_counter() - self._start}
+
+
+def _refuse_divergence(number: int, answers: Sequence[Answer]) -> None:
+    """Stop when the model gives some client no finite test loss: it would vanish from every mean over clients.
+
+    Raises:
+        RoundError: Names the first such client.
+    """
+    for answer in answers:
+        loss = answer.numbers.get("test_loss", 0.0)
+        if not math.isfinite(loss) and answer.numbers.get(EXAMPLES, 0.0) > 0:
+            raise RoundError(
+                f"round {number}: the model's test loss on client {answer.client} is {loss}; it has diverged, "
+                "lower server.lr or client.lr"
+            )
 
 
 def _failures(replies: Sequence[Message]) -> str:

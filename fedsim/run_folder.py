@@ -81,7 +81,11 @@ class RunFolder:
         self._began = time.perf_counter()
         self._next_flush = 0.0
         self.summary: dict[str, Any] = {}
-        path.mkdir(parents=True, exist_ok=True)
+        refuse_used(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be made: {error.strerror}; name another folder with --out") from error
         _write(path / "scenario.toml", scenario.to_toml())
         _write(path / "manifest.json", json.dumps(federation.manifest))
         _write(path / "environment.json", json.dumps(_environment(scenario), indent=2))

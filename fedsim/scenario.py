@@ -55,7 +55,8 @@ class ClientSettings(Section):
     """Local training, the same for every client.
 
     Attributes:
-        local_epochs: Passes over the client's train shard; 0 sends one full-batch gradient instead.
+        local_epochs: Passes over the client's train shard; 0 sends one full-batch gradient instead, and of the
+            settings below only weight_decay matters.
         batch_size: Examples per step; the last batch of an epoch may be smaller.
         lr: Learning rate of SGD.
         lr_decay: Factor on lr after each round.
@@ -88,7 +89,7 @@ class ServerSettings(Section):
 
 
 class EngineSettings(Section):
-    """Where clients are trained; nothing here changes a result.
+    """Where clients are trained. `backend` and `workers` change no bit of a result.
 
     Attributes:
         backend: "ray": resident workers in processes of their own. "local": this process.
@@ -196,8 +197,9 @@ class Scenario(BaseModel):
         return tomli_w.dumps(self.table())
 
     def digest(self) -> str:
-        """Return a hash of what determines the results: all but the name, the description and the engine."""
-        table = {k: v for k, v in self.table().items() if k not in ("name", "description", "engine")}
+        """Return a hash of what determines the results: all but the name, description, backend and workers."""
+        table = {k: v for k, v in self.table().items() if k not in ("name", "description")}
+        table["engine"] = {k: v for k, v in table["engine"].items() if k not in ("backend", "workers")}
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
     def client_lr(self, server_round: int) -> float:

@@ -23,6 +23,9 @@ from fedsim.parameters import Layout
 ARRAYS, CONFIG, METRICS, UPDATE, STATE = "arrays", "config", "metrics", "update", "state"
 ROUND, REPLY, CLIENT, EXAMPLES = "server-round", "reply", "client", "num-examples"
 
+MOST_CLIENTS = 2**32
+"""Node ids up to this are those of our own grids."""
+
 Floats = NDArray[np.float32]
 
 
@@ -84,14 +87,21 @@ class Answer:
     """One client's reply as the server reads it.
 
     Attributes:
-        client: Client number; the node id when the client reports none.
+        client: Client number; -1 for a failed node that never said which client it is.
         numbers: Its metrics, empty when it failed.
         error: What went wrong, or None.
+        node: Flower's node id.
     """
 
     client: int
     numbers: Mapping[str, float]
     error: str | None = None
+    node: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The client, or the node where the client is not known."""
+        return f"client {self.client}" if self.client >= 0 else f"node {self.node}"
 
 
 def pack_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
@@ -131,17 +141,20 @@ def unpack_request(content: RecordDict) -> Request:
 def read(reply: Message) -> Answer:
     """Read one reply without making records that are not there yet."""
     node = reply.metadata.src_node_id
+    # Our grids number nodes from 1; Flower draws 64-bit ids that say nothing about the client.
+    by_node = node - 1 if 0 < node <= MOST_CLIENTS else -1
     if reply.has_error():
-        return Answer(node - 1, {}, reply.error.reason or f"error code {reply.error.code}")
+        return Answer(by_node, {}, reply.error.reason or f"error code {reply.error.code}", node)
     stacked = _stacked(reply)
     if stacked is not None:
         block, row = stacked
-        return Answer(block.clients[row], {name: float(column[row]) for name, column in block.numbers.items()})
-    numbers: dict[str, float] = {}
+        numbers = {name: float(column[row]) for name, column in block.numbers.items()}
+        return Answer(block.clients[row], numbers, node=node)
+    numbers = {}
     for record in reply.content.metric_records.values():
         numbers |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
-    client = numbers.get(CLIENT, float(node - 1))
-    return Answer(int(client) if math.isfinite(client) else node - 1, numbers)
+    client = numbers.get(CLIENT, math.nan)
+    return Answer(int(client) if math.isfinite(client) else by_node, numbers, node=node)
 
 
 def read_update(reply: Message, theta: Floats, layout: Layout) -> Floats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from typing import Any, cast
 
@@ -138,7 +138,7 @@ class RuleStrategy(Strategy):
                 direction, memory = self._direction(cohort)
                 break
             except NonFiniteUpdateError as error:
-                failures += [Answer(answers[row].client, {}, "its update is not finite") for row in error.rows]
+                failures += [replace(answers[row], error="its update is not finite") for row in error.rows]
                 good = [reply for row, reply in enumerate(good) if row not in error.rows]
                 answers = [answer for row, answer in enumerate(answers) if row not in error.rows]
                 self._tolerate(server_round, failures, len(good))
@@ -202,14 +202,16 @@ class RuleStrategy(Strategy):
         answers: list[Answer] = []
         failures: list[Answer] = []
         # By client, so that a sum has one order whatever order a grid answers in.
-        pairs = sorted(((read(reply), reply) for reply in replies), key=lambda pair: pair[0].client)
+        pairs = sorted(
+            ((read(reply), reply) for reply in replies), key=lambda pair: (pair[0].client, pair[0].node or 0)
+        )
         for answer, reply in pairs:
             problem = answer.error or self._problem(answer, reply, theta, layout)
             if problem is None:
                 good.append(reply)
                 answers.append(answer)
             else:
-                failures.append(Answer(answer.client, answer.numbers, problem))
+                failures.append(replace(answer, error=problem))
         return good, answers, failures
 
     def _problem(self, answer: Answer, reply: Message, theta: NDArray[np.float32], layout: Layout) -> str | None:
@@ -230,11 +232,13 @@ class RuleStrategy(Strategy):
 
     def _tolerate(self, server_round: int, failures: Sequence[Answer], num_good: int) -> None:
         for failure in failures:
-            log.warning("client %d failed in round %d: %s", failure.client, server_round, failure.error)
+            log.warning("%s failed in round %d: %s", failure.label, server_round, failure.error)
         if failures and (num_good == 0 or len(failures) > self.max_failures):
             first = failures[0]
             more = f" ({len(failures) - 1} more clients failed)" if len(failures) > 1 else ""
-            raise ClientError(first.client, server_round, f"{first.error}{more}")
+            if num_good == 0 and len(failures) > 1:
+                more = f"; so did every client: the weights they received may have diverged{more}"
+            raise ClientError(first.client, server_round, f"{first.error}{more}", node=first.node)
         if num_good == 0:
             raise RoundError(f"round {server_round}: no client answered")
 

@@ -30,7 +30,10 @@ RANK_CUT = 1e-14
 """Eigenvalues of the unit-diagonal Gram below this times K count as zero: float64 rounding of the Gram itself."""
 
 RATE_TOLERANCE = 1e-6
-"""The exact solution is accepted when it reaches the rates asked for to this relative error."""
+"""The exact solution is accepted when it reaches every client's rate to this relative error."""
+
+ROUNDING = 1e-12
+"""Error of a rate, beside the largest one, that is taken for rounding."""
 
 STATIONARY = 1e-14
 """The hull contains the origin when its min-norm point is this small beside its nearest vertex (squared norms)."""
@@ -150,7 +153,7 @@ def _solve(scaled: Floats, rates: Floats, norms: Floats) -> tuple[Floats | None,
     solution = inverse @ target
     solution += inverse @ (target - scaled @ solution)
     missed = np.abs(scaled @ solution - target) * norms
-    if missed.max() > RATE_TOLERANCE * rates.max() or target @ solution <= 0:
+    if (missed > RATE_TOLERANCE * rates + ROUNDING * rates.max()).any() or target @ solution <= 0:
         return None, cond, int(used.sum())
     return solution, cond, int(used.sum())
 

@@ -6,6 +6,7 @@ Janosi, Steinbrunn, Pfisterer, Detrano: https://archive.ics.uci.edu/dataset/45/h
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import final
 
@@ -124,6 +125,8 @@ def _number(row: dict[str, str], name: str, where: str) -> float:
         return float("nan")
     try:
         value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(text)
     except ValueError as error:
         raise DataError(
             f'{where}: {name} must be a number, got "{text}"; mend it or fetch the file again'

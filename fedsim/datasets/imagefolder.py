@@ -101,7 +101,7 @@ def _has_folders(folder: Path) -> bool:
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; put one folder of images per class there, set dataset.path to "
+            f"{folder}: no such folder; put one folder of images per class there, set data.path to "
             "the folder "
             "that has them, or point --data or FEDSIM_DATA to the folder that holds it"
         )
@@ -109,7 +109,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if len(names) < 2:
         raise DataError(
             f"{folder}: needs one folder of images for each of at least 2 classes, got {len(names)}; "
-            "set dataset.path to the folder that holds the class folders"
+            "set data.path to the folder that holds the class folders"
         )
     return names
 
@@ -136,7 +136,7 @@ def _listing(folder: Path, class_names: tuple[str, ...]) -> _Listing:
     if not files:
         raise DataError(
             f"{folder}: no images in its class folders; the formats are {', '.join(sorted(_SUFFIXES))}, "
-            "put the images there or change dataset.path"
+            "put the images there or change data.path"
         )
     return _Listing(folder, files, np.array(labels, dtype=np.int64), digest.hexdigest())
 
@@ -153,7 +153,7 @@ def _decode(listing: _Listing, image_size: int | None, grayscale: bool) -> NDArr
                 raise DataError(
                     f"{listing.folder / listing.files[row]}: all images must have one size, got "
                     f"{_size(image)} where "
-                    f"{listing.files[0]} has {_size(first)}; set dataset.image_size"
+                    f"{listing.files[0]} has {_size(first)}; set data.image_size"
                 )
             pixels[row] = image
 
@@ -188,7 +188,7 @@ def _check_same_shape(
         raise DataError(
             f"{test_list.folder / test_list.files[0]}: test images must have the size of the train "
             "images, got "
-            f"{_size(test[0])} where {train_list.files[0]} has {_size(train[0])}; set dataset.image_size"
+            f"{_size(test[0])} where {train_list.files[0]} has {_size(train[0])}; set data.image_size"
         )
 
 

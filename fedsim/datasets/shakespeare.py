@@ -58,7 +58,7 @@ class Shakespeare(Dataset):
             raise DataError(
                 f"{path}: no role has {self.min_examples} examples of {self.length} + 1 characters, got "
                 f'{len(roles)} roles (a role is a line "Name:" after an empty line); '
-                "lower dataset.min_examples, dataset.length or dataset.stride, or fetch the file again"
+                "lower data.min_examples, data.length or data.stride, or fetch the file again"
             )
         train = Split(torch.from_numpy(np.concatenate(x)), torch.from_numpy(np.concatenate(y).astype(np.int64)))
         return RawData(train, None, len(VOCABULARY), _class_names(), np.array(owners))

@@ -41,7 +41,7 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("descent_min", "Smallest descent rate", "min of d·g_k", reference=0.0),
     Panel("rate_spread", "Spread of the rates", "relative spread", reference=0.0),
-    Panel("improved", "Clients whose loss fell", "clients (%)", factor=100.0),
+    Panel("improved", "Clients whose test loss fell", "all clients (%)", factor=100.0),
     Panel("weight_min", "Smallest client weight", "weight", reference=0.0),
     Panel("cos_mean", "Agreement with mean", "cosine", reference=1.0),
     Panel("norm_ratio", "Length of the step", "|d| / |mean g|", reference=1.0),

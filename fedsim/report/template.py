@@ -136,7 +136,7 @@ examples can tell about one client (Wilson, 95 %); the lowest of many clients is
 {{ figure("partition", "Training examples of each client (above) and the share of each class in them (below).") }}
 
 <h2 id="certificate">Did each round keep its promise?</h2>
-{{ figure("certificate", "Over the sampled clients of each round; d is the step, g_k a client's update, c_k its loss weight. A smallest descent rate above 0 means that, to first order, no sampled client is made worse; the spread is that of d·g_k / c_k, and 0 means that all losses fall at the rate asked for. In long runs the dark line is the running median.") }}
+{{ figure("certificate", "Over the sampled clients of each round; d is the step, g_k a client's update, c_k its loss weight. A smallest descent rate above 0 means that, to first order, no sampled client is made worse; the spread is that of d·g_k / c_k, and 0 means that all losses fall at the rate asked for. The last panel but the modes is about all clients and their test loss, from one evaluation to the next. In long runs the dark line is the running median.") }}
 
 <h2 id="loss">Training loss</h2>
 {{ figure("loss", "At the weights the clients received, before any local step; the mean is over the clients sampled in that round.") }}
@@ -158,7 +158,7 @@ the high end of losses. Standard deviation and variance shrink when everyone get
 <p class="missing">No client was evaluated.</p>
 {% endif %}
 <table class="pairs" aria-label="Further results">
-<tr><th scope="row">Clients whose loss fell</th><td data-value="{{ improved_value }}">{{ improved }}</td></tr>
+<tr><th scope="row">Clients whose test loss fell, mean over evaluations</th><td data-value="{{ improved_value }}">{{ improved }}</td></tr>
 {% if central %}
 <tr><th scope="row">Common test set</th><td><span data-value="{{ central.accuracy_value }}">{{ central.accuracy }}</span> accuracy, loss {{ central.loss }}</td></tr>
 {% endif %}

@@ -1,8 +1,8 @@
 """DQN-Fed: losses fall at quasi-Newton rates (Mohajer Hamidi, Ye, TMLR 2025, arXiv 2501.10877).
 
 The server's part is AdaFed's with c_k = f_k^gamma replaced by c_k = g_k^T H_k g_k, the decrease that client k's
-own quasi-Newton step predicts. H_k is the L-BFGS inverse Hessian the client keeps (clients/quasi_newton.py), so
-one scalar more than FedAvg travels.
+own quasi-Newton step predicts (times lr and local steps where g_k is an update). H_k is the L-BFGS inverse Hessian
+the client keeps (clients/quasi_newton.py), so a few scalars more than FedAvg travel.
 """
 
 from __future__ import annotations
@@ -33,22 +33,35 @@ class DQNFed(MemoryRule):
         pairs: L-BFGS pairs each client keeps.
         pairs_from: "rounds": from the weights a client received at its last participation, with full gradients
             at both ends; the pairs live in the client's state. "local": from the ends of this round's local
-            epochs, no state (needs client.local_epochs >= 2).
+            epochs, no state (needs client.local_epochs >= 1).
+        curvature: Pairs are kept when the cosine between s and y is above this. The papers' condition is > 0; H
+            grows like the inverse, and one client with a nearly flat pair would set the direction.
+        within_reach: With local epochs, bound H_k by lr * local steps, so that a client's quasi-Newton step is no
+            longer than its local training could take it: on a plateau H is as large as the inverse of almost no
+            curvature. False bounds nothing, as published; without local epochs nothing is bounded either way.
+        newcomers: Rate of a client without pairs. "median": ||g||^2 times the median of c / ||g||^2 over the
+            round's clients with pairs, so that both are in one unit. "identity": ||g||^2 (B = I), as published.
         row: What g_k is. "update": the update every rule uses. "final_gradient": the full gradient at the last
             local iterate, as published (the same for client.local_epochs = 0).
-        safeguard: "curvature" bounds the step by `damping` times the minimiser along x of a quadratic model of
-            the mean loss that the server builds from rounds in which the same clients took part; the first
-            step is no longer than server_lr times the mean update. "none" bounds nothing, as published.
+        safeguard: "curvature": with gradients (local_epochs = 0, or row = "final_gradient") the step is bounded by
+            `damping` times the minimiser along x of a quadratic model of the mean loss, built while the same
+            clients take part round after round. Updates of stochastic steps are too noisy for that; with them,
+            and without a model, the step is no longer than FedAvg's update, or server_lr times the mean
+            gradient. "none" bounds nothing, as published.
         damping: Share of the way to the model's minimiser that the safeguard allows.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("rate",)
+    wants: ClassVar[tuple[str, ...]] = ("pairs", "rate-identity", "steps")
 
     step: Literal["aligned", "paper"] = "aligned"
     pairs: PositiveInt = 10
     pairs_from: Literal["rounds", "local"] = "rounds"
     row: Literal["update", "final_gradient"] = "update"
-    safeguard: Literal["none", "curvature"] = "none"
+    curvature: PositiveFloat = 1e-2
+    within_reach: bool = True
+    newcomers: Literal["median", "identity"] = "median"
+    safeguard: Literal["curvature", "none"] = "curvature"
     damping: PositiveFloat = 0.7
 
     @property
@@ -57,9 +70,9 @@ class DQNFed(MemoryRule):
         return 0.2 if self.step == "aligned" else 1.0
 
     def conflicts(self, local_epochs: int) -> list[str]:
-        """Local pairs need two ends of epochs at least."""
-        if self.pairs_from == "local" and local_epochs < 2:
-            return [f'pairs_from: "local" needs client.local_epochs >= 2, got {local_epochs}; use "rounds"']
+        """Local pairs need a local epoch at least."""
+        if self.pairs_from == "local" and local_epochs < 1:
+            return [f'pairs_from: "local" needs client.local_epochs >= 1, got {local_epochs}; use "rounds"']
         return []
 
     def initial_memory(self) -> dict[str, Any]:
@@ -68,54 +81,62 @@ class DQNFed(MemoryRule):
 
     def direction(self, cohort: Cohort, memory: dict[str, Any]) -> tuple[Direction, dict[str, Any]]:
         """Return x or d, and the safeguard's model."""
-        rates = cohort.reports["rate"]
+        rates = self._rates(cohort)
         gram = cohort.gram()
         solution = common_descent(gram, rates)
         weights = solution.weights
         length = float(weights @ gram @ weights)
         if self.step == "aligned" and length > 0:
             weights = weights / length
-        vector = cohort.combine(weights)
-        info: dict[str, float | str] = {**certificate(gram, weights, rates), "cond": solution.cond}
-        info |= {"mode": solution.mode, "num_dropped": float(len(solution.dropped))}
+        facts: dict[str, float | str] = {"cond": solution.cond, "mode": solution.mode}
+        facts["num_dropped"] = float(len(solution.dropped))
         if self.safeguard == "none" or length == 0:
-            return Direction(vector, weights, info), memory
-        return self._guarded(cohort, vector, weights, info, memory)
+            info = {**certificate(gram, weights, rates), **facts}
+            return Direction(cohort.combine(weights), weights, info), memory
+        share, model = self._guard(cohort, cohort.combine(weights), memory)
+        weights = share * weights
+        vector = cohort.combine(weights)
+        info = {**certificate(gram, weights, rates), **facts, "step_share": share}
+        return Direction(vector, weights, info), {**model, "step": -cohort.server_lr * vector}
 
-    def _guarded(
-        self,
-        cohort: Cohort,
-        vector: Tensor,
-        weights: Tensor,
-        info: dict[str, float | str],
-        memory: dict[str, Any],
-    ) -> tuple[Direction, dict[str, Any]]:
-        mean = cohort.combine(torch.full_like(weights, 1.0 / len(weights)))
+    def _rates(self, cohort: Cohort) -> Tensor:
+        rates, pairs = cohort.reports["rate"], cohort.reports.get("pairs")
+        plain = cohort.reports.get("rate-identity")
+        if self.newcomers == "identity" or pairs is None or plain is None:
+            return rates
+        known = (pairs > 0) & (plain > 0)
+        if not bool(known.any()):
+            return rates
+        scale = (rates[known] / plain[known]).median()
+        return torch.where(pairs > 0, rates, plain * scale)
+
+    def _guard(self, cohort: Cohort, vector: Tensor, memory: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+        """Return the share of the step to take, and the model with what this round taught."""
+        steps = cohort.reports.get("steps")
+        if self.row == "update" and steps is not None and bool((steps > 0).any()):
+            plain = cohort.combine(cohort.weights)
+            return min(1.0, float(plain.norm() / vector.norm()) / cohort.server_lr), {}
+        count = len(cohort.clients)
+        mean = cohort.combine(torch.full((count,), 1.0 / count, dtype=torch.float64))
         model = _with_newest_pair(memory, cohort.clients, mean)
-        share = self._allowed_share(model, mean, vector, cohort.server_lr)
-        memory = {
-            **model,
-            "clients": list(cohort.clients),
-            "mean": mean,
-            "step": -cohort.server_lr * share * vector,
-        }
-        return Direction(share * vector, share * weights, {**info, "step_share": share}), memory
+        share = min(1.0, self._allowed(model, mean, vector, cohort.server_lr) / cohort.server_lr)
+        return share, {**model, "clients": list(cohort.clients), "mean": mean}
 
-    def _allowed_share(self, model: dict[str, Any], mean: Tensor, vector: Tensor, server_lr: float) -> float:
-        if "steps" not in model:
-            return min(1.0, float(mean.norm() / vector.norm()))
-        curvature = quadratic_form(model["steps"], model["changes"], vector)
-        slope = float(mean.double() @ vector.double())
-        if curvature <= 0 or slope <= 0:
-            return 1.0
-        return min(1.0, self.damping * slope / curvature / server_lr)
+    def _allowed(self, model: dict[str, Any], mean: Tensor, vector: Tensor, server_lr: float) -> float:
+        """Return how far along the vector the step may go, as a factor of it."""
+        if "steps" in model:
+            curvature = quadratic_form(model["steps"], model["changes"], vector)
+            slope = float(mean.double() @ vector.double())
+            if curvature > 0 and slope > 0:
+                return self.damping * slope / curvature
+        return server_lr * float(mean.norm() / vector.norm())
 
 
 def _with_newest_pair(memory: dict[str, Any], clients: tuple[int, ...], mean: Tensor) -> dict[str, Any]:
     """Return the pairs, with the last step's added if the same clients took part and its curvature is positive."""
-    pairs: dict[str, Any] = {name: memory[name] for name in ("steps", "changes") if name in memory}
     if memory.get("clients") != list(clients):
-        return pairs
+        return {}
+    pairs: dict[str, Any] = {name: memory[name] for name in ("steps", "changes") if name in memory}
     step, change = memory["step"], mean - memory["mean"]
     if float(step.double() @ change.double()) <= 1e-10 * float(step.norm() * change.norm()):
         return pairs

@@ -19,9 +19,12 @@ class QFedAvg(Rule):
 
     Attributes:
         q: Exponent; larger is fairer.
-        client_lr: The clients' learning rate, whose inverse estimates the Lipschitz constant; taken from
-            client.lr when not given.
+        client_lr: The clients' learning rate, whose inverse estimates the Lipschitz constant L; taken from
+            client.lr when not given. Where the clients report the rate of the round (lr), that counts, so that
+            a decaying rate is followed.
     """
+
+    wants: ClassVar[tuple[str, ...]] = ("lr", "steps")
 
     inherits: ClassVar[Mapping[str, str]] = {"client_lr": "client.lr"}
 
@@ -33,11 +36,14 @@ class QFedAvg(Rule):
 
         Numerator and denominator are divided by max F^q, which would overflow for a large q.
         """
-        lipschitz = 1.0 / self.client_lr
+        reports = cohort.reports
+        lipschitz = 1.0 / float(reports["lr"].mean()) if "lr" in reports else 1.0 / self.client_lr
+        # Without local steps the updates are gradients already (q-FedSGD), otherwise L u estimates one.
+        length = 1.0 if "steps" in reports and not bool(reports["steps"].any()) else lipschitz
         losses = cohort.losses + 1e-10  # keeps F^(q-1) finite when a client is fitted perfectly
         squares = torch.linalg.vector_norm(cohort.updates, dim=1, dtype=torch.float64).square().cpu()
         relative = losses / losses.max()
-        step = lipschitz * relative**self.q
-        curvature = self.q * relative**self.q / losses * lipschitz**2 * squares
-        weights = step / (curvature + step).sum()
+        lift = relative**self.q
+        curvature = self.q * lift / losses * length**2 * squares
+        weights = length * lift / (curvature + lipschitz * lift).sum()
         return Direction(cohort.combine(weights), weights)

@@ -190,7 +190,9 @@ class TestQuasiNewton:
         theta, data = start(), shard()
         found = fit(theta, data, ClientSettings(), newton=QuasiNewton(5, True, False))
         assert found.report["pairs"] == 0
-        assert found.report["rate"] == pytest.approx(float(found.update.square().sum()))
+        reach = found.report["lr"] * found.report["steps"]  # <x, u> = reach <x, g> for an update u of g
+        assert found.report["rate"] == pytest.approx(reach * float(gradient_at(theta, data).square().sum()))
+        assert found.report["rate-identity"] == found.report["rate"]
         torch.testing.assert_close(found.state["theta"], theta)
         torch.testing.assert_close(found.state["gradient"], gradient_at(theta, data))
 
@@ -205,18 +207,31 @@ class TestQuasiNewton:
         pairs = [(points[i + 1] - points[i], gradients[i + 1] - gradients[i]) for i in range(3)]
         pairs = [(s, y) for s, y in pairs if s @ y > 1e-10 * s.norm() * y.norm()][-2:]
         assert found.report["pairs"] == len(pairs) > 0
-        assert found.report["rate"] == pytest.approx(quasi_newton_rate(pairs, found.update), rel=1e-8)
+        reach = found.report["lr"] * found.report["steps"]
+        assert found.report["rate"] == pytest.approx(reach * quasi_newton_rate(pairs, gradients[-1]), rel=1e-8)
 
     def test_local_pairs_come_from_the_ends_of_epochs_and_leave_no_state(self) -> None:
         theta, data, settings = start(), shard(), ClientSettings(local_epochs=4, batch_size=4)
         found = fit(theta, data, settings, newton=QuasiNewton(10, False, False))
         ends = [slow_fit(theta, data, settings.model_copy(update={"local_epochs": n}), 0.1) for n in (1, 2, 3, 4)]
-        gradients = [gradient_at(end, data) for end in ends]
-        pairs = [(ends[i + 1] - ends[i], gradients[i + 1] - gradients[i]) for i in range(3)]
+        points = [theta, *ends]
+        gradients = [gradient_at(point, data) for point in points]
+        pairs = [(points[i + 1] - points[i], gradients[i + 1] - gradients[i]) for i in range(4)]
         pairs = [(s, y) for s, y in pairs if s @ y > 1e-10 * s.norm() * y.norm()]
+        reach = found.report["lr"] * found.report["steps"]
         assert found.state == {}
         assert found.report["pairs"] == len(pairs) > 0
-        assert found.report["rate"] == pytest.approx(quasi_newton_rate(pairs, found.update), rel=1e-7)
+        assert found.report["rate"] == pytest.approx(reach * quasi_newton_rate(pairs, gradients[0]), rel=1e-7)
+
+    @pytest.mark.parametrize("local_epochs", [1, 4])
+    def test_within_reach_the_rate_is_at_most_that_of_the_local_steps(self, local_epochs: int) -> None:
+        """H <= lr * steps * I, so g^T H g <= lr * steps * ||g||^2, whatever the pairs."""
+        theta, data = start(), shard()
+        settings = ClientSettings(local_epochs=local_epochs, batch_size=4)
+        newton = QuasiNewton(10, False, False, within_reach=True)
+        found = fit(theta, data, settings, lr=0.01, newton=newton)
+        assert found.report["pairs"] > 0
+        assert 0 < found.report["rate"] <= found.report["rate-identity"] * (1 + 1e-9)
 
     @pytest.mark.parametrize("from_rounds", [True, False])
     def test_the_final_gradient_is_the_one_at_the_last_local_iterate(self, from_rounds: bool) -> None:
