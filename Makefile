@@ -18,6 +18,7 @@ help:  ## show this list
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("fedsim needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@echo "installing into $(VENV); PyTorch is large, this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

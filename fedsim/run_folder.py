@@ -113,19 +113,23 @@ class RunFolder:
         """The newest row of rounds.parquet."""
         return self._rounds[-1]
 
-    def close(self, status: str) -> dict[str, Any]:
+    def close(self, status: str, error: str | None = None) -> dict[str, Any]:
         """Write tables, summary and model; return the summary.
 
         Args:
             status: "finished", "interrupted" or "failed".
+            error: Why it failed.
         """
         self._write_tables()
         model = unpack_arrays(self._arrays) if self._arrays is not None else {}
         if model:
             partial = self.path / "model.safetensors.part"
             save_file({name: np.ascontiguousarray(array) for name, array in model.items()}, str(partial))
+            partial.chmod(0o644)  # safetensors makes files only the owner can read
             partial.replace(self.path / "model.safetensors")
         summary = self._summary(status, model)
+        if error is not None:
+            summary["error"] = error
         _write(self.path / "summary.json", json.dumps(_plain(summary), indent=2))
         self.summary = summary
         return summary

@@ -327,6 +327,9 @@ def _section(key: str, section: type[Section], given: object, problems: list[str
 def _plugin(
     key: str, family: str, base: type[Plugin], given: object, parts: Mapping[str, Any], problems: list[str]
 ) -> Plugin | None:
+    if isinstance(given, str):
+        problems.append(f'{key}: must be a table, got "{given}"; did you mean {key}.name = "{given}"?')
+        return None
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         problems.append(f"{key}.name: missing; there are {', '.join(plugins.names(family))}")
         return None

@@ -59,7 +59,7 @@ def conduct(
     run = RunFolder(folder, scenario, federation)
     with _log_file(folder / "log.txt"):
         log.info("scenario %s, seed %d, partition %s", scenario.name, scenario.seed, federation.manifest["sha256"])
-        status = "failed"
+        status, reason = "failed", None
         try:
             save_partition_figure(folder)
             _rounds(scenario, federation, grid, run, callbacks)
@@ -69,20 +69,22 @@ def conduct(
             log.warning("interrupted")
             raise
         except FedSimError as error:
+            reason = str(error)
             log.error("%s", error)  # noqa: TRY400 - the message is written to be read without a traceback
             raise
-        except Exception:
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
             log.exception("the run failed")
             raise
         finally:
-            _leave(run, status)
+            _leave(run, status, reason)
     return run.summary
 
 
-def _leave(run: RunFolder, status: str) -> None:
+def _leave(run: RunFolder, status: str, reason: str | None) -> None:
     """Write what was reached; trouble with that must not hide why a run ended."""
     try:
-        summary = run.close(status)
+        summary = run.close(status, reason)
         write_report(run.path)
         log.info("%s after %d rounds", status, summary["rounds"])
     except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +20,16 @@ from rich.table import Table
 
 from clients.app import LocalApp
 from fedsim.engine import open_grid
+from fedsim.errors import FedSimError
 from fedsim.fairness import fairness_block
 from fedsim.federation import Federation
 from fedsim.rounds import Callback, Round
 from fedsim.run_folder import default_folder, refuse_used
 from fedsim.scenario import Scenario
 from fedsim.server_app import build_federation, conduct
+
+QUIET_S = 15.0
+"""Longest silence of a run whose output is no terminal."""
 
 
 def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:
@@ -48,7 +53,11 @@ def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None =
     app = LocalApp(scenario, federation, device)
     app.check()
     with open_grid(app, scenario.engine) as grid, _progress(console, scenario.rounds) as show:
-        summary = conduct(scenario, federation, grid, folder, callbacks=[show])
+        try:
+            summary = conduct(scenario, federation, grid, folder, callbacks=[show])
+        except (FedSimError, KeyboardInterrupt):
+            console.print(f"what was reached is in {folder}", highlight=False, soft_wrap=True)
+            raise
     console.print(_summary_table(summary))
     return folder
 
@@ -67,10 +76,12 @@ def _headline(scenario: Scenario, federation: Federation) -> str:
 def _progress(console: Console, num_rounds: int) -> Iterator[Callback]:
     """Show a bar on a terminal, and a plain line now and then elsewhere."""
     if not console.is_terminal:
-        every = max(1, num_rounds // 10)
+        every, said = max(1, num_rounds // 10), [time.monotonic()]
 
         def plain(finished: Round) -> None:
-            if finished.number % every == 0 or finished.number == num_rounds:
+            due = finished.number % every == 0 or time.monotonic() - said[0] > QUIET_S
+            if due or finished.number == num_rounds:
+                said[0] = time.monotonic()
                 console.print(f"round {finished.number}/{num_rounds}  {_standing(finished)}", highlight=False)
 
         yield plain
@@ -98,7 +109,8 @@ def _progress(console: Console, num_rounds: int) -> Iterator[Callback]:
 def _standing(finished: Round) -> str:
     values = [answer.numbers["test_accuracy"] for answer in finished.evaluated if "test_accuracy" in answer.numbers]
     if not values:
-        return ""
+        losses = [answer.numbers["loss"] for answer in finished.trained if "loss" in answer.numbers]
+        return f"mean loss of the sampled clients {sum(losses) / len(losses):.3f}" if losses else ""
     block = fairness_block(values, [1] * len(values), higher_is_better=True)
     return f"accuracy {block['mean']:.3f}, worst 10 % {block['worst_10']:.3f}"
 

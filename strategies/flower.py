@@ -35,7 +35,7 @@ from fedsim.wire import (
 )
 from strategies.rules import AnyRule, Cohort, Direction, MemoryRule, NonFiniteUpdateError, Rule
 
-WAIT_S = 120.0
+WAIT_S = 60.0
 """Seconds to wait for enough nodes to connect; simulated ones are there at once."""
 
 log = getLogger("fedsim")
@@ -185,13 +185,20 @@ class RuleStrategy(Strategy):
 
     def _nodes(self, grid: Grid) -> list[int]:
         """Return the connected nodes, ascending, as soon as there are enough."""
-        deadline = time.monotonic() + WAIT_S
+        deadline, waiting_for = time.monotonic() + WAIT_S, -1
         while True:
             nodes = sorted(grid.get_node_ids())
             if len(nodes) >= self.min_available_nodes:
                 return nodes
             if time.monotonic() > deadline:
-                raise RoundError(f"{len(nodes)} of {self.min_available_nodes} nodes connected within {WAIT_S:g} s")
+                raise RoundError(
+                    f"{len(nodes)} of {self.min_available_nodes} nodes connected within {WAIT_S:g} s; under "
+                    "`flwr run` set their number with `flwr federation simulation-config @none/default local "
+                    f"--num-supernodes {self.min_available_nodes}`"
+                )
+            if len(nodes) != waiting_for:
+                waiting_for = len(nodes)
+                print(f"waiting for nodes: {waiting_for} of {self.min_available_nodes} are connected", flush=True)
             time.sleep(0.5)
 
     def _sort(
@@ -202,9 +209,8 @@ class RuleStrategy(Strategy):
         answers: list[Answer] = []
         failures: list[Answer] = []
         # By client, so that a sum has one order whatever order a grid answers in.
-        pairs = sorted(
-            ((read(reply), reply) for reply in replies), key=lambda pair: (pair[0].client, pair[0].node or 0)
-        )
+        pairs = [(read(reply), reply) for reply in replies]
+        pairs.sort(key=lambda pair: (pair[0].client, pair[0].node or 0))
         for answer, reply in pairs:
             problem = answer.error or self._problem(answer, reply, theta, layout)
             if problem is None:

@@ -66,7 +66,7 @@ def test_adafed_is_fairer_than_fedavg_at_the_same_mean_loss(losses):
 
 
 def test_dqnfed_safeguard_removes_most_rises_of_the_mean_loss(losses):
-    free, _ = losses("rounds=60", "strategy.name=dqnfed", "server.lr=1.0")
+    free, _ = losses("rounds=60", "strategy.name=dqnfed", "strategy.safeguard=none", "server.lr=1.0")
     guarded, rounds = losses("rounds=60", "strategy.name=dqnfed", "strategy.safeguard=curvature", "server.lr=1.0")
     assert rises(free) >= 10
     assert rises(guarded) <= rises(free) // 5
@@ -77,3 +77,14 @@ def test_dqnfed_reaches_a_loss_that_fedavg_does_not(losses):
     newton, _ = losses("rounds=60", "strategy.name=dqnfed", "strategy.safeguard=curvature")
     plain, _ = losses("rounds=60", "strategy.name=fedavg", "server.lr=0.2")
     assert newton.mean(axis=1).min() < 0.7 * plain.mean(axis=1).min()
+
+
+@pytest.mark.parametrize("changes", [(), ("server.clients_per_round=4",), ("strategy.pairs_from=local",)])
+def test_dqnfed_learns_from_stochastic_local_epochs(losses, changes):
+    found, rounds = losses(
+        "rounds=40", "client.local_epochs=1", "client.lr=0.1", "client.batch_size=16", "server.lr=1.0",
+        "strategy.name=dqnfed", *changes,
+    )  # fmt: skip
+    means = np.nanmean(found, axis=1)
+    assert means[-5:].mean() < 0.5 * means[0]
+    assert (rounds["norm_ratio"] < 3).all()  # no step far beyond the mean update

@@ -186,9 +186,9 @@ class TestReplies:
 
     def test_an_error_names_the_node_it_came_from(self) -> None:
         failed = error_reply("out of memory", reply_to=request(node=6))
-        assert wire.read(failed) == Answer(5, {}, "out of memory")
+        assert wire.read(failed) == Answer(5, {}, "out of memory", node=6)
         silent = Message(Error(code=17), reply_to=request(node=6))
-        assert wire.read(silent) == Answer(5, {}, "error code 17")
+        assert wire.read(silent) == Answer(5, {}, "error code 17", node=6)
 
     @pytest.mark.parametrize("number", [math.nan, math.inf])
     def test_a_client_number_that_is_none_falls_back_to_the_node(self, number: float) -> None:
@@ -197,7 +197,12 @@ class TestReplies:
 
     def test_a_reply_without_metrics_has_no_numbers(self) -> None:
         content = RecordDict({"arrays": ArrayRecord()})
-        assert wire.read(Message(content, reply_to=request(node=6))) == Answer(5, {})
+        assert wire.read(Message(content, reply_to=request(node=6))) == Answer(5, {}, node=6)
+
+    def test_a_node_of_another_grid_is_not_taken_for_a_client(self) -> None:
+        failed = wire.read(error_reply("out of memory", reply_to=request(node=14847792575361210880)))
+        assert failed.client == -1
+        assert failed.label == "node 14847792575361210880"
 
 
 class TestLazyReply:

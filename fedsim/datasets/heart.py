@@ -125,10 +125,8 @@ def _number(row: dict[str, str], name: str, where: str) -> float:
         return float("nan")
     try:
         value = float(text)
-        if not math.isfinite(value):
-            raise ValueError(text)
-    except ValueError as error:
-        raise DataError(
-            f'{where}: {name} must be a number, got "{text}"; mend it or fetch the file again'
-        ) from error
+    except ValueError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise DataError(f'{where}: {name} must be a number, got "{text}"; mend it or fetch the file again')
     return float("nan") if value == 0 and name in _ZERO_IS_MISSING else value

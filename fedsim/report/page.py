@@ -76,6 +76,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
     return {
         "title": str(summary.get("scenario") or run.path.resolve().name),
         "status": str(summary.get("status") or "interrupted"),
+        "error": summary.get("error"),
         "facts": _facts(run),
         "sentences": sentences,
         "class_note": any("hold much" in sentence for sentence in sentences),

@@ -78,7 +78,7 @@ pre { padding: .9rem; overflow-x: auto; background: #f6f6f6; font: .85rem/1.45 u
 </header>
 <main>
 {% if status != "finished" %}
-<div class="note" role="note"><b>This run {{ "failed" if status == "failed" else "was interrupted" }}.</b>
+<div class="note" role="note"><b>This run {{ "failed" if status == "failed" else "was interrupted" }}.</b>{% if error %} {{ error }}.{% endif %}
 {% if last_evaluated is not none %}Everything below is about round {{ last_evaluated }}, the last one evaluated.{% else %}No round was evaluated.{% endif %}
 </div>
 {% endif %}

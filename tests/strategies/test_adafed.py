@@ -385,3 +385,12 @@ def test_negative_loss_is_refused_by_client() -> None:
 def test_impossible_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         AdaFed(**options)
+
+
+def test_norm_settles_where_no_common_descent_is_left() -> None:
+    """Almost opposite updates: the step of "mean" vanishes with their sum, and "norm" may not blow it up again."""
+    for gap in (1e-3, 1e-5):
+        updates = tensor([[1.0, gap], [-0.2, gap]])
+        step = solve(updates, [1.0, 1.0], 1.0, "norm").vector.norm()
+        assert step <= 10 * solve(updates, [1.0, 1.0], 1.0, "mean").vector.norm() * (1 + 1e-9)
+        assert step < 20 * gap

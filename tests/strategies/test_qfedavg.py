@@ -89,3 +89,21 @@ def test_negative_loss_is_refused_by_client() -> None:
 def test_impossible_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         QFedAvg(**{"q": 1.0, "client_lr": 0.1, **options})
+
+
+def test_gradients_are_not_scaled_like_updates() -> None:
+    """Without local steps the update is the gradient itself: q-FedSGD's F^q g / (q F^(q-1) ||g||^2 + L F^q)."""
+    gradients, losses = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).double(), torch.tensor([0.5, 2.0])
+    cohort = Cohort.of(gradients, losses, steps=torch.zeros(2).double())
+    found = QFedAvg(q=1.0, client_lr=0.1).direction(cohort).vector
+    step = [0.5 * 1.0, 2.0 * 2.0]
+    curvature = 1.0 * 1.0 + 10.0 * 0.5 + 1.0 * 4.0 + 10.0 * 2.0
+    torch.testing.assert_close(found, torch.tensor(step).double() / curvature, rtol=1e-6, atol=0)
+
+
+def test_the_learning_rate_of_the_round_counts_where_clients_report_it() -> None:
+    updates, losses = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 1.0, 2.0])
+    reported = Cohort.of(updates, losses, lr=torch.full((3,), 0.02).double(), steps=torch.ones(3).double())
+    decayed = QFedAvg(q=1.0, client_lr=0.1).direction(reported).vector
+    told = QFedAvg(q=1.0, client_lr=0.02).direction(Cohort.of(updates, losses)).vector
+    torch.testing.assert_close(decayed, told, rtol=1e-6, atol=0)
