@@ -20,8 +20,8 @@ from torch import Tensor
 Floats = NDArray[np.float64]
 Mode = Literal["exact", "convex", "stationary"]
 
-BLOCK_BYTES = 32 * 2**20
-"""Size of one float64 block of the updates."""
+BLOCK_BYTES = 2 * 2**20
+"""Size of one float64 block of the updates: small enough to stay in a core's cache between its two uses."""
 
 ZERO_GRADIENT = 1e-12
 """A row is zero when its norm is below this share of the largest."""
