@@ -8,6 +8,7 @@ which has the closed form d = x / ||x||^2, x = G^T M^-1 c, M = G G^T.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,8 +73,7 @@ def gram(updates: Tensor) -> Tensor:
     num_rows = len(updates)
     product = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=updates.device)
     for block in _blocks(updates):
-        wide = block.double()
-        product.addmm_(wide, wide.T)
+        product.addmm_(block, block.T)
     return product
 
 
@@ -88,8 +88,12 @@ def combine(weights: Tensor, updates: Tensor) -> Tensor:
         [D] in the dtype of the updates.
     """
     factors = weights.to(updates.device, torch.float64)
-    parts = [(factors @ block.double()).to(updates.dtype) for block in _blocks(updates)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    vector, start = torch.empty(updates.shape[1], dtype=updates.dtype, device=updates.device), 0
+    for block in _blocks(updates):
+        stop = start + block.shape[1]
+        vector[start:stop] = factors @ block
+        start = stop
+    return vector
 
 
 def common_descent(gram: Tensor, rates: Tensor) -> CommonDescent:
@@ -194,7 +198,10 @@ def _checked(gram: Tensor, rates: Tensor) -> tuple[Floats, Floats]:
     return matrix, wanted
 
 
-def _blocks(updates: Tensor) -> tuple[Tensor, ...]:
-    width = max(1, BLOCK_BYTES // (8 * max(1, len(updates))))
-    blocks: tuple[Tensor, ...] = torch.split(updates, width, dim=1)
-    return blocks
+def _blocks(updates: Tensor) -> Iterator[Tensor]:
+    """Yield the columns in float64 blocks; each is overwritten by the next."""
+    num_rows = len(updates)
+    width = max(1, min(updates.shape[1], BLOCK_BYTES // (8 * max(1, num_rows))))
+    wide = torch.empty(num_rows * width, dtype=torch.float64, device=updates.device)
+    for part in torch.split(updates, width, dim=1):
+        yield wide[: part.numel()].view(num_rows, part.shape[1]).copy_(part)
