@@ -108,11 +108,6 @@ class RunFolder:
             # Tables are written whole, so they are written rarely when that takes long.
             self._next_flush = time.perf_counter() + max(FLUSH_S, 50.0 * (time.perf_counter() - start))
 
-    @property
-    def last(self) -> dict[str, float | str]:
-        """The newest row of rounds.parquet."""
-        return self._rounds[-1]
-
     def close(self, status: str, error: str | None = None) -> dict[str, Any]:
         """Write tables, summary and model; return the summary.
 

@@ -56,6 +56,7 @@ td.number, th.number { padding-right: 1.4rem; text-align: right; white-space: no
 .way { white-space: nowrap; }
 .pairs th { width: 15rem; color: var(--soft); font-weight: 400; }
 .pairs td, .name { overflow-wrap: anywhere; }
+td.name { min-width: 8.5rem; overflow-wrap: break-word; }
 details { margin-top: 1rem; }
 summary { cursor: pointer; font-weight: 600; color: var(--accent); }
 pre { padding: .9rem; overflow-x: auto; background: #f6f6f6; font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
