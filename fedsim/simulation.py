@@ -56,7 +56,8 @@ def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None =
         try:
             summary = conduct(scenario, federation, grid, folder, callbacks=[show])
         except (FedSimError, KeyboardInterrupt):
-            console.print(f"what was reached is in {folder}", highlight=False, soft_wrap=True)
+            if folder.is_dir():
+                console.print(f"what was reached is in {folder}", highlight=False, soft_wrap=True)
             raise
     console.print(_summary_table(summary))
     return folder

@@ -243,7 +243,9 @@ class RuleStrategy(Strategy):
             first = failures[0]
             more = f" ({len(failures) - 1} more clients failed)" if len(failures) > 1 else ""
             if num_good == 0 and len(failures) > 1:
-                more = f"; so did every client: the weights they received may have diverged{more}"
+                more = (
+                    f"; every client failed: have the weights diverged, is client.lr or server.lr too large?{more}"
+                )
             raise ClientError(first.client, server_round, f"{first.error}{more}", node=first.node)
         if num_good == 0:
             raise RoundError(f"round {server_round}: no client answered")
