@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from torch import Tensor, nn
+from torch import nn
 
-from fedsim.models import Model, Outputs
-from fedsim.models._check import require_image
+from fedsim.models import Model
+from fedsim.models._lenet import LeNet
 
 
 @final
@@ -20,31 +20,4 @@ class Cnn(Model):
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """Return the network; see `Model.build`."""
-        channels, height, width = require_image("cnn", input_shape, min_side=16)
-        return _Network(channels, 32 * _pooled(height) * _pooled(width), num_classes)
-
-
-def _pooled(side: int) -> int:
-    """Return the side of the map after both convolutions and poolings."""
-    return ((side - 4) // 2 - 4) // 2
-
-
-class _Network(nn.Module):
-    def __init__(self, channels: int, num_flat: int, num_classes: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 16, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(num_flat, 128),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(128, num_classes)
-
-    def forward(self, x: Tensor) -> Outputs:
-        features = self.body(x)
-        return Outputs(self.head(features), features)
+        return LeNet("cnn", input_shape, (16, 32), (128,), num_classes)

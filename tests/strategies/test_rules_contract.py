@@ -89,7 +89,9 @@ def test_weights_reproduce_the_vector(name: str) -> None:
     cohort = cohort_for(rule)
     direction = direction_of(rule, cohort)
     if direction.weights is None:
-        pytest.skip("no weighted sum")
+        pytest.skip(
+            f"{name} gives no weights: its direction is no weighted sum of the updates, which Direction allows"
+        )
     assert direction.weights.shape == (4,)
     assert direction.weights.dtype == torch.float64
     torch.testing.assert_close(direction.vector, direction.weights @ cohort.updates, rtol=1e-10, atol=1e-12)
