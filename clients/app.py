@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,11 +15,21 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from clients.training import Fit, QuasiNewton, evaluate, fit_each, train_loss
-from fedsim import seeds
+from clients.resident import Resident, State, resolve
+from clients.steps import Client
+from clients.training import (
+    Fit,
+    QuasiNewton,
+    Work,
+    evaluate,
+    fit_each,
+    fit_stacked,
+    losses_each,
+    losses_stacked,
+)
 from fedsim.datasets import Split, data_root
+from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
-from fedsim.metrics import all_metrics
 from fedsim.models._check import build_model
 from fedsim.parameters import FlatNetwork
 from fedsim.scenario import Scenario, overrides_of
@@ -26,7 +38,7 @@ from fedsim.wire import CLIENT, EXAMPLES, LOSSES, Block, Request, pack_state, un
 GROUP_EXAMPLES = 2048
 """Test examples evaluated in one stream; groups depend on shard sizes alone, so no schedule changes a bit."""
 
-State = dict[str, NDArray[np.generic]]
+Answered = TypeVar("Answered")
 
 log = logging.getLogger("fedsim")
 
@@ -37,21 +49,31 @@ class LocalApp:
     Travels to workers as settings and data; the network is built where it is used first.
 
     Args:
-        scenario: The experiment.
+        scenario: The experiment; what it leaves to be chosen is chosen here, see `scenario`.
         federation: Every client's data.
         device: Where the clients train.
+
+    Attributes:
+        scenario: The experiment with `client.cohort` and `client.block_size` resolved.
+
+    Raises:
+        ScenarioError: The model does not fit the data, or cannot be trained in blocks as asked.
     """
 
     def __init__(self, scenario: Scenario, federation: Federation, device: str = "cpu") -> None:
-        self._scenario = scenario
+        scenario = resolve(scenario, federation, device)
+        self.scenario = self._scenario = scenario
         self._federation = federation
         self._device = device
         self._newton = _newton(scenario)
         self._method = scenario.strategy.local()
-        self._resident: _Resident | None = None
+        self._resident: Resident | None = None
         self.num_clients = federation.num_clients
-        self.stateful = (self._newton is not None and self._newton.from_rounds) or (
-            self._method is not None and self._method.stateful
+        self._stacked = scenario.client.cohort == "stacked"
+        self.stateful = (
+            (self._newton is not None and self._newton.from_rounds)
+            or (self._method is not None and self._method.stateful)
+            or any(hook.stateful for hook in scenario.client.hooks)
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,14 +98,50 @@ class LocalApp:
         )
         with torch.inference_mode():
             network(self._federation.train.x[:1])
+        self._check_hooks()
+        shape = self._federation.input_shape
+        if self._scenario.client.augment != "none" and len(shape) != 3:
+            raise ScenarioError(
+                self._scenario.name,
+                [f'client.augment: moves images, the data set gives {shape}; set it to "none"'],
+            )
+
+    def _check_hooks(self) -> None:
+        """Let every hook see the network and a few examples.
+
+        Raises:
+            ScenarioError: One cannot work with this model or these data, or its teacher cannot be read.
+        """
+        if not self._scenario.client.hooks:
+            return
+        try:
+            client = int(self._federation.train_sizes.argmax())
+            here = self._here()
+            first = here.client(self._scenario.seed, 0, client, {})
+            block = [Client(first.rows[:8], first.stream)]
+            request = Request(1, here.model.theta.cpu().numpy(), here.model.layout, wants_update=True)
+            settings = self._scenario.client.model_copy(update={"local_epochs": 1})
+            work = replace(self._work(here, request), settings=settings, method=None, newton=None)
+            fit_each(here.model, here.model.theta.clone(), here.pool, block, work)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ScenarioError(self._scenario.name, [f"client.hooks: {error}"]) from error
 
     def units(self, kind: str, clients: Sequence[int]) -> list[list[int]]:
-        """Return single clients for training, groups that share a stream for evaluation."""
-        if _action(kind) != "evaluate":
+        """Return what is answered together: blocks for training, groups that share a stream for evaluation.
+
+        Blocks depend on the clients asked alone, not on who works, and hold clients with about as many steps.
+        """
+        if _action(kind) == "evaluate":
+            wanted = set(clients)
+            groups = self._federation.evaluation_groups(GROUP_EXAMPLES)
+            return [members for group in groups if (members := [c for c in group if c in wanted])]
+        if not self._stacked:
             return [[client] for client in clients]
-        wanted = set(clients)
-        groups = self._federation.evaluation_groups(GROUP_EXAMPLES)
-        return [members for group in groups if (members := [c for c in group if c in wanted])]
+        sizes = self._federation.train_sizes
+        by_size = sorted(clients, key=lambda client: (-sizes[client], client))
+        most = self._scenario.client.block_size or len(by_size)
+        blocks = np.array_split(np.asarray(by_size), math.ceil(len(by_size) / most))
+        return [block.tolist() for block in blocks]
 
     def cost(self, kind: str, client: int) -> float:
         """Return the number of examples a client goes through, plus a constant for turning to it."""
@@ -97,57 +155,59 @@ class LocalApp:
         return 20.0 + float(self._federation.train_sizes[client]) * (epochs + 1)
 
     def run(
-        self, kind: str, content: RecordDict, clients: Sequence[int], states: Sequence[State]
+        self, kind: str, content: RecordDict, units: Sequence[Sequence[int]], states: Sequence[State]
     ) -> tuple[Block, list[State]]:
         """Train or evaluate clients at the weights of one request.
 
         A client that raises is an error in the block; the others go on.
         """
+        clients = [client for unit in units for client in unit]
         request = unpack_request(content)
         here = self._here()
         theta = torch.from_numpy(request.theta).to(here.device)
         if kind == LOSSES:
-            return self._losses(here, theta, clients), [{} for _ in clients]
+            return self._losses(here, request, theta, units), [{} for _ in clients]
         if _action(kind) == "evaluate":
             block = self._evaluate(here, theta, clients)
             if self._method is not None and self._method.personal:
                 block = self._evaluate_own(here, theta, clients, states, block)
             return block, [{} for _ in clients]
-        return self._train(here, request, theta, clients, states)
+        return self._train(here, request, theta, units, states)
 
-    def _here(self) -> _Resident:
+    def _here(self) -> Resident:
         if self._resident is None:
-            self._resident = _Resident(self._scenario, self._federation, torch.device(self._device))
+            self._resident = Resident(self._scenario, self._federation, torch.device(self._device))
         return self._resident
 
     def _train(
         self,
-        here: _Resident,
+        here: Resident,
         request: Request,
         theta: torch.Tensor,
-        clients: Sequence[int],
+        units: Sequence[Sequence[int]],
         states: Sequence[State],
     ) -> tuple[Block, list[State]]:
+        clients = [client for unit in units for client in unit]
         updates = np.zeros((len(clients), len(request.theta)), np.float32)
-        reports: list[dict[str, float]] = []
-        kept: list[State] = []
+        reports: list[dict[str, float]] = [{} for _ in clients]
+        kept = list(states)
         errors: dict[int, str] = {}
-        for row, (client, state) in enumerate(zip(clients, states, strict=True)):
-            report: dict[str, float] = {}
-            new_state = state
-            try:
-                fit = self._fit(here, request, theta, client, state)
-                if self.stateful:
-                    _refuse_non_finite(fit)
+        work = self._work(here, request)
+        end = 0
+        answer = fit_stacked if self._stacked else fit_each
+        for unit in units:
+            rows = range(end, end := end + len(unit))
+            block = [here.client(self._scenario.seed, request.server_round, clients[r], states[r]) for r in rows]
+            for row, fit in zip(rows, self._blockwise(answer, here, theta, work, block), strict=True):
+                fault = fit if isinstance(fit, Exception) else self._fault(fit)
+                if fault is not None or isinstance(fit, Exception):
+                    errors[row] = f"{type(fault).__name__}: {fault}"
+                    log.error("client %d failed in round %d", clients[row], request.server_round, exc_info=fault)
+                    continue
                 updates[row] = fit.update.cpu().numpy()
-                report = dict(fit.report)
-                new_state = {name: tensor.cpu().numpy() for name, tensor in fit.state.items()}
-            except Exception as error:  # whatever a client does, its name must reach the server
-                errors[row] = f"{type(error).__name__}: {error}"
-                log.exception("client %d failed in round %d", client, request.server_round)
-            reports.append(report)
-            kept.append(new_state)
-        block = Block(
+                reports[row] = dict(fit.report)
+                kept[row] = {name: tensor.cpu().numpy() for name, tensor in fit.state.items()}
+        block_of_all = Block(
             clients=tuple(clients),
             numbers=_columns(clients, reports),
             updates=updates,
@@ -155,44 +215,82 @@ class LocalApp:
             theta=None if request.wants_update else request.theta,
             layout=None if request.wants_update else request.layout,
         )
-        return block, kept
+        return block_of_all, kept
 
-    def _fit(self, here: _Resident, request: Request, theta: torch.Tensor, client: int, state: State) -> Fit:
-        return fit_each(
-            here.model,
-            theta,
-            here.train(client),
-            self._scenario.client,
+    def _fault(self, fit: Fit) -> ValueError | None:
+        """Return what the server would refuse, before the client keeps a state that goes with it."""
+        if not self.stateful:
+            return None
+        for name, tensor in {"update": fit.update, **fit.state}.items():
+            if not bool(torch.isfinite(tensor).all()):
+                return ValueError(f"its {name} is not finite")
+        return None
+
+    def _work(self, here: Resident, request: Request) -> Work:
+        settings = self._scenario.client
+        needed = {*self._scenario.strategy.needs, *self._scenario.strategy.wants}
+        exact = settings.losses == "exact"
+        return Work(
+            settings,
             self._scenario.client_lr(max(1, request.server_round)),
-            seeds.generator(self._scenario.seed, "batches", request.server_round, client),
+            here.objective,
             self._newton,
-            here.tensors(state),
             self._method,
             here.tensors(request.extra),
+            before=exact or "loss" in needed,
+            after=exact or "loss-after" in needed,
+            largest=int(self._federation.train_sizes.max()),
         )
 
-    def _losses(self, here: _Resident, theta: torch.Tensor, clients: Sequence[int]) -> Block:
+    def _blockwise(
+        self,
+        answer: Callable[[FlatNetwork, torch.Tensor, Split, Sequence[Client], Work], Sequence[Answered]],
+        here: Resident,
+        theta: torch.Tensor,
+        work: Work,
+        block: Sequence[Client],
+    ) -> list[Answered | Exception]:
+        """Answer for a block; if that fails, for its halves, so that what is wrong with one client costs no other.
+
+        A GPU without memory for the block is the commonest reason; a smaller one then goes through.
+        """
+        try:
+            return list(answer(here.model, theta, here.pool, block, work))
+        except Exception as error:
+            if len(block) == 1:
+                return [error]
+            log.warning("a block of %d clients failed (%s); its halves are tried", len(block), error)
+        if here.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(block) // 2
+        return [
+            *self._blockwise(answer, here, theta, work, block[:middle]),
+            *self._blockwise(answer, here, theta, work, block[middle:]),
+        ]
+
+    def _losses(
+        self, here: Resident, request: Request, theta: torch.Tensor, units: Sequence[Sequence[int]]
+    ) -> Block:
         """Return the training loss of each client at the weights sent."""
-        weight_decay = self._scenario.client.weight_decay
+        clients = [client for unit in units for client in unit]
+        work = self._work(here, request)
+        answer = losses_stacked if self._stacked else losses_each
         reports: list[dict[str, float]] = []
         errors: dict[int, str] = {}
-        for row, client in enumerate(clients):
-            report: dict[str, float] = {}
-            try:
-                train = here.train(client)
-                report = {
-                    EXAMPLES: float(len(train)),
-                    "loss": train_loss(here.model, theta, train, weight_decay),
-                }
-            except Exception as error:  # whatever happens, the client's name must reach the server
-                errors[row] = f"{type(error).__name__}: {error}"
-                log.exception("the loss of client %d cannot be computed", client)
-            reports.append(report)
+        for unit in units:
+            block = [here.client(self._scenario.seed, request.server_round, client, {}) for client in unit]
+            for client, loss in zip(block, self._blockwise(answer, here, theta, work, block), strict=True):
+                if isinstance(loss, Exception):
+                    errors[len(reports)] = f"{type(loss).__name__}: {loss}"
+                    log.error("the loss of client %d cannot be computed", clients[len(reports)], exc_info=loss)
+                    reports.append({})
+                else:
+                    reports.append({EXAMPLES: float(len(client.rows)), "loss": loss})
         return Block(tuple(clients), _columns(clients, reports), errors=errors)
 
     def _evaluate_own(
         self,
-        here: _Resident,
+        here: Resident,
         theta: torch.Tensor,
         clients: Sequence[int],
         states: Sequence[State],
@@ -220,7 +318,7 @@ class LocalApp:
                 numbers[f"test_{name}"][row] = column[0]
         return Block(tuple(clients), numbers, errors=errors)
 
-    def _evaluate(self, here: _Resident, theta: torch.Tensor, clients: Sequence[int]) -> Block:
+    def _evaluate(self, here: Resident, theta: torch.Tensor, clients: Sequence[int]) -> Block:
         wanted = set(clients)
         found: dict[int, dict[str, float]] = {}
         failed: dict[int, str] = {}
@@ -240,42 +338,6 @@ class LocalApp:
                 found[client] = {**numbers, EXAMPLES: float(sizes[place])}
         errors = {row: failed[client] for row, client in enumerate(clients) if client in failed}
         return Block(tuple(clients), _columns(clients, [found.get(c, {}) for c in clients]), errors=errors)
-
-
-class _Resident:
-    """What stays on a worker's device: the network and the data."""
-
-    def __init__(self, scenario: Scenario, federation: Federation, device: torch.device) -> None:
-        self.device = device
-        network = build_model(scenario.model, federation.input_shape, federation.num_classes, scenario.seed)
-        self.model = FlatNetwork(network, device)
-        self.metrics = all_metrics()
-        self._train, self._test = federation.train.to(device), federation.test.to(device)
-        self._federation = federation
-
-    def tensors(self, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, torch.Tensor]:
-        """Return copies on the device: what comes from shared memory is read-only."""
-        return {name: torch.from_numpy(array.copy()).to(self.device) for name, array in arrays.items()}
-
-    def train(self, client: int) -> Split:
-        offsets = self._federation.train_offsets
-        return self._train[int(offsets[client]) : int(offsets[client + 1])]
-
-    def test(self, group: range) -> tuple[Split, list[int]]:
-        offsets = self._federation.test_offsets
-        rows = slice(int(offsets[group.start]), int(offsets[group.stop]))
-        return self._test[rows], [int(self._federation.test_sizes[client]) for client in group]
-
-
-def _refuse_non_finite(fit: Fit) -> None:
-    """Refuse what the server would refuse, before the client keeps a state that goes with it.
-
-    Raises:
-        ValueError: The update or what would be kept is not finite.
-    """
-    for name, tensor in {"update": fit.update, **fit.state}.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"its {name} is not finite")
 
 
 def _action(kind: str) -> str:
@@ -330,7 +392,7 @@ def evaluate_client(message: Message, context: Context) -> Message:
 def _answer(kind: str, message: Message, context: Context) -> Message:
     local = _app_of(str(context.run_config["scenario"]), str(context.run_config["overrides"]))
     client = int(context.node_config["partition-id"])
-    block, kept = local.run(kind, message.content, [client], [unpack_state(context.state)])
+    block, kept = local.run(kind, message.content, [[client]], [unpack_state(context.state)])
     if block.errors:
         raise RuntimeError(block.errors[0])
     if local.stateful and kind == "train":

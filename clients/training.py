@@ -1,4 +1,8 @@
-"""Local training and evaluation: PyTorch only, so that it runs and can be measured without Flower and Ray."""
+"""A client's round of local training: PyTorch only, so that it runs and can be measured without Flower and Ray.
+
+`fit_each` trains clients one after the other, `fit_stacked` a block of them at once; what a round consists of is
+written once, for both.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from clients import quasi_newton
+from clients.hooks import Shapes
 from clients.methods import LocalMethod, LocalRound, Terms
+from clients.objective import Objective
+from clients.stacked import StackedSteps
+from clients.steps import CHUNK, Client, EachSteps, Steps, layers_stream, shard_loss, weights_file
 from fedsim.datasets import Split
 from fedsim.metrics import Metric
 from fedsim.parameters import FlatNetwork
 
 if TYPE_CHECKING:
     from fedsim.scenario import ClientSettings
-
-CHUNK = 2048
-"""Examples per forward pass where no gradient step follows; fixed, because it decides the last bits of a sum."""
 
 State = dict[str, Tensor]
 """What a client keeps between rounds."""
@@ -51,13 +55,41 @@ class QuasiNewton:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What the clients of a round have in common.
+
+    Attributes:
+        settings: Local training.
+        lr: Learning rate of this round.
+        objective: What the hooks make of the loss.
+        newton: Set when the rule needs a quasi-Newton rate.
+        method: What the rule changes in local training.
+        received: What the rule sent along with the weights.
+        before: Report the exact loss at the received weights.
+        after: Report the exact loss after local training.
+        largest: Examples of the federation's largest shard; 0 where that is not known.
+    """
+
+    settings: ClientSettings
+    lr: float
+    objective: Objective = field(default_factory=Objective)
+    newton: QuasiNewton | None = None
+    method: LocalMethod | None = None
+    received: Mapping[str, Tensor] = field(default_factory=dict)
+    before: bool = True
+    after: bool = True
+    largest: int = 0
+
+
+@dataclass(frozen=True)
 class Fit:
     """What one client's local training gives.
 
     Attributes:
         update: theta_received - theta_local, or the full-batch gradient when local_epochs = 0, [D].
-        report: Numbers for the server: loss (at the received weights, on the whole train shard, the L2 term
-            included), loss-after, steps, lr, num-examples, update-norm, and what the rule asked for.
+        report: Numbers for the server: loss (cross-entropy at the received weights, on the whole train shard, the
+            L2 term included), loss-after, steps, lr, num-examples, update-norm, and what the rule and the hooks
+            add.
         state: What the client keeps for its next round.
     """
 
@@ -66,98 +98,56 @@ class Fit:
     state: State = field(default_factory=dict)
 
 
-def fit_each(
-    model: FlatNetwork,
-    theta: Tensor,
-    train: Split,
-    settings: ClientSettings,
-    lr: float,
-    generator: torch.Generator,
-    newton: QuasiNewton | None = None,
-    state: State | None = None,
-    method: LocalMethod | None = None,
-    received: Mapping[str, Tensor] | None = None,
-) -> Fit:
-    """Train one client from the received weights.
+def fit_each(model: FlatNetwork, theta: Tensor, pool: Split, clients: Sequence[Client], work: Work) -> list[Fit]:
+    """Train clients from the received weights, one after the other.
 
     Args:
         model: Resident network; its parameters are overwritten.
         theta: Received weights, [D].
-        train: The client's train shard, on the model's device.
-        settings: Local training.
-        lr: Learning rate of this round.
-        generator: Source of the batch order.
-        newton: Set when the rule needs a quasi-Newton rate.
-        state: What this client kept from its last participation.
-        method: What the rule changes in local training.
-        received: What the rule sent along with the weights.
+        pool: Train examples of all clients, on the model's device.
+        clients: Whom to train.
+        work: How.
     """
-    this = LocalRound(theta, lr, received or {}, state or {})
-    terms = method.terms(this) if method is not None else Terms()
-    model.theta.copy_(theta)
-    wants_gradient = settings.local_epochs == 0 or newton is not None
-    loss = _full_pass(model, train, settings.weight_decay, with_gradient=wants_gradient)
-    points = [(theta, model.grad.clone())] if wants_gradient else []
-    follows = newton is not None and not newton.from_rounds
-    local = _LocalTraining(model, train, settings, this, generator)
-    sgd = local.start(terms)
-    for epoch in range(1, settings.local_epochs + 1):
-        sgd.epoch()
-        if follows and epoch < settings.local_epochs:
-            _full_pass(model, train, settings.weight_decay, with_gradient=True)
-            points.append((model.theta.clone(), model.grad.clone()))
-    steps = sgd.steps
-    if settings.local_epochs == 0:
-        update, loss_after = points[0][1], loss
-    else:
-        wants_last = newton is not None and (follows or newton.final_gradient)
-        loss_after = _full_pass(model, train, settings.weight_decay, with_gradient=wants_last)
-        if wants_last:
-            points.append((model.theta.clone(), model.grad.clone()))
-        update = points[-1][1] if newton is not None and newton.final_gradient else theta - model.theta
-    report = {
-        "num-examples": float(len(train)),
-        "loss": loss,
-        "loss-after": loss_after,
-        "steps": float(steps),
-        "lr": lr,
-        "update-norm": float(update.norm()),
-    }
-    if newton is None:
-        if method is None:
-            return Fit(update, report)
-        after = method.keep(this, update, steps, local.again)
-        return Fit(update, {**report, **method.report(this, update, after)}, dict(after))
-    if newton.from_rounds:
-        pairs, kept = _pairs_over_rounds(*points[0], state or {}, newton)
-    else:
-        pairs, kept = _pairs_of(points, newton), State()
-    gradient = points[-1][1] if newton.final_gradient else points[0][1]
-    return Fit(update, {**report, **_rates(pairs, gradient, newton, lr * steps)}, kept)
+    fits = []
+    for client in clients:
+        with layers_stream(client.stream("layers"), theta.device):
+            fits += _fit(EachSteps, model, theta, pool, [client], work)
+    return fits
 
 
-def _rates(pairs: Tensor | None, gradient: Tensor, newton: QuasiNewton, reach: float) -> dict[str, float]:
-    """Return the quasi-Newton rate of a client, and what it would be without pairs.
+def fit_stacked(model: FlatNetwork, theta: Tensor, pool: Split, clients: Sequence[Client], work: Work) -> list[Fit]:
+    """Train clients from the received weights, all at once; the same numbers as `fit_each` to rounding.
 
-    Args:
-        pairs: [m, 2, D] or None.
-        gradient: The client's full gradient, [D].
-        newton: Settings.
-        reach: lr * steps, 0 without local steps.
+    The arguments are those of `fit_each`. A network with layers that torch.func cannot map over clients with the
+    same result is for `clients.cohort.misfit` to refuse beforehand.
+
+    Raises:
+        RuntimeError: A layer draws random numbers, or memory ran out.
     """
-    bounded = newton.within_reach and reach > 0
-    damped = [(s, y + s / reach if bounded else y) for s, y in pairs] if pairs is not None else []
-    plain = quasi_newton.quasi_newton_rate([], gradient) * (reach if bounded else 1.0)
-    rate = quasi_newton.quasi_newton_rate(damped, gradient) if damped else plain
-    # The rate speaks of gradients; an update is about lr * steps times one, and falls as much faster along x.
-    length = reach if reach > 0 and not newton.final_gradient else 1.0
-    return {"rate": length * rate, "rate-identity": length * plain, "pairs": float(len(damped))}
+    order = sorted(range(len(clients)), key=lambda place: -len(clients[place].rows))
+    fits = _fit(StackedSteps, model, theta, pool, [clients[place] for place in order], work)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return [fits[place] for place in back]
 
 
-def train_loss(model: FlatNetwork, theta: Tensor, train: Split, weight_decay: float) -> float:
+def losses_each(
+    model: FlatNetwork, theta: Tensor, pool: Split, clients: Sequence[Client], work: Work
+) -> list[float]:
     """Return f_k at given weights: mean loss over the whole shard plus the L2 term, as `fit_each` reports it."""
     model.theta.copy_(theta)
-    return _full_pass(model, train, weight_decay, with_gradient=False)
+    return [shard_loss(model, client.shard(pool), work.settings.weight_decay) for client in clients]
+
+
+def losses_stacked(
+    model: FlatNetwork, theta: Tensor, pool: Split, clients: Sequence[Client], work: Work
+) -> list[float]:
+    """Return f_k at given weights, as `fit_stacked` reports it for the same block."""
+    order = sorted(range(len(clients)), key=lambda place: -len(clients[place].rows))
+    block = [clients[place] for place in order]
+    steps = StackedSteps(model, pool, block, work.settings, work.lr, Objective(), theta, {}, work.largest)
+    losses, _ = steps.full_pass(with_gradient=False)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return [losses[place] for place in back]
 
 
 def evaluate(
@@ -178,10 +168,11 @@ def evaluate(
     if theta is not model.theta:
         model.theta.copy_(theta)
     values: dict[str, list[Tensor]] = {name: [] for name in metrics}
+    model.network.eval()
     with torch.inference_mode():
         for start in range(0, len(test), CHUNK):
             batch = test[start : start + CHUNK]
-            logits = model.network(batch.x).logits
+            logits = model.outputs(batch.x).logits
             for name, metric in metrics.items():
                 values[name].append(metric.per_example(logits, batch.y))
     counts = np.asarray(sizes)
@@ -197,6 +188,187 @@ def evaluate(
     return means
 
 
+def shapes_of(model: FlatNetwork, x: Tensor, batch_size: int) -> Shapes:
+    """Return what hooks must know of a network.
+
+    Args:
+        model: The network.
+        x: One example, [1, ...].
+        batch_size: Examples of a full batch.
+    """
+    model.network.eval()
+    outputs = model.outputs(x)
+    return Shapes(
+        outputs.logits.shape[1],
+        outputs.features.shape[1],
+        model.theta.dtype,
+        model.theta.device,
+        batch_size,
+        outputs.features.requires_grad,
+    )
+
+
+def teachers_of(objective: Objective, model: FlatNetwork) -> dict[str, Tensor]:
+    """Read the weights of those teachers that come from a file.
+
+    Raises:
+        ValueError: A file cannot be read or holds another network.
+    """
+    named = {name: hook.teacher for name, hook in objective.hooks.items()}
+    return {name: weights_file(path, model) for name, path in named.items() if path not in (None, "received")}
+
+
+def _fit(
+    how: type[Steps], model: FlatNetwork, theta: Tensor, pool: Split, clients: Sequence[Client], work: Work
+) -> list[Fit]:
+    settings, newton, method, objective = work.settings, work.newton, work.method, work.objective
+    rounds = [LocalRound(theta, work.lr, work.received, _own(client.state)) for client in clients]
+    terms = [objective.terms(this, method.terms(this) if method is not None else Terms()) for this in rounds]
+    steps = how(
+        model, pool, clients, settings, work.lr, objective, theta, _teachers(objective, theta), work.largest
+    )
+
+    losses: list[float] | None = None
+    losses_after: list[float] | None = None
+    points: list[tuple[Tensor, Tensor]] = []  # weights and gradients, [K, D] each
+    wants_gradient = settings.local_epochs == 0 or newton is not None
+    if work.before or wants_gradient:
+        losses, gradients = steps.full_pass(with_gradient=wants_gradient)
+        if gradients is not None:
+            points.append((steps.theta.clone(), gradients))
+    follows = newton is not None and not newton.from_rounds
+    steps.begin(terms)
+    refreshing = _refreshing(objective, clients)
+    for epoch in range(1, settings.local_epochs + 1):
+        _refresh(steps, refreshing, epoch)
+        steps.epoch()
+        if follows and epoch < settings.local_epochs:
+            points.append(_point(steps))
+    taken = list(steps.taken)
+    if settings.local_epochs == 0:
+        updates, losses_after = points[0][1], losses
+    else:
+        wants_last = newton is not None and (follows or newton.final_gradient)
+        if work.after or wants_last:
+            losses_after, gradients = steps.full_pass(with_gradient=wants_last)
+            if gradients is not None:
+                points.append((steps.theta.clone(), gradients))
+        final = newton is not None and newton.final_gradient
+        updates = points[-1][1] if final else theta - steps.theta
+    memories = steps.memories
+
+    beside = _train_beside(steps, rounds, terms, work)
+    fits = []
+    for row, (client, this) in enumerate(zip(clients, rounds, strict=True)):
+        update = updates[row]
+        report = {"num-examples": float(len(client.rows)), "steps": float(taken[row]), "lr": work.lr}
+        report["update-norm"] = float(update.norm())
+        if losses is not None and (work.before or newton is not None):
+            report["loss"] = losses[row]
+        if losses_after is not None and work.after:
+            report["loss-after"] = losses_after[row]
+        kept: State = {}
+        if newton is not None:
+            numbers, kept = _quasi_newton([(w[row], g[row]) for w, g in points], client.state, work, taken[row])
+            report |= numbers
+        elif method is not None:
+            kept = dict(method.keep(this, update, taken[row], beside[row] if beside is not None else None))
+            report |= method.report(this, update, kept)
+        report |= objective.report(memories[row])
+        fits.append(Fit(update, report, {**kept, **objective.kept(memories[row])}))
+    return fits
+
+
+def _own(state: Mapping[str, Tensor]) -> State:
+    """Return what a client kept for its rule; what it kept for hooks has the hook's name and a dot in front."""
+    return {name: value for name, value in state.items() if "." not in name}
+
+
+def _teachers(objective: Objective, theta: Tensor) -> dict[str, Tensor]:
+    named = {name: hook.teacher for name, hook in objective.hooks.items()}
+    return {
+        name: theta if source == "received" else objective.files[name]
+        for name, source in named.items()
+        if source is not None
+    }
+
+
+def _refreshing(objective: Objective, clients: Sequence[Client]) -> dict[str, tuple[list[bool], bool]]:
+    """Return for each hook that sees whole shards: whose, and whether in every epoch or before the first only."""
+    found = {}
+    for name, hook in objective.hooks.items():
+        if hook.passes == "never":
+            continue
+        known = [any(key.startswith(f"{name}.") for key in client.state) for client in clients]
+        rows = [not k for k in known] if hook.passes == "first" else [True] * len(clients)
+        found[name] = rows, hook.passes == "epoch"
+    return found
+
+
+def _refresh(steps: Steps, refreshing: Mapping[str, tuple[list[bool], bool]], epoch: int) -> None:
+    wanted = {name: rows for name, (rows, always) in refreshing.items() if (always or epoch == 1) and any(rows)}
+    if wanted:
+        steps.refresh(wanted)
+
+
+def _point(steps: Steps) -> tuple[Tensor, Tensor]:
+    _, gradients = steps.full_pass(with_gradient=True)
+    assert gradients is not None
+    return steps.theta.clone(), gradients
+
+
+def _train_beside(steps: Steps, rounds: Sequence[LocalRound], terms: Sequence[Terms], work: Work) -> Tensor | None:
+    """Train what the method wants trained beside the local models; return the weights reached, [K, D]."""
+    if work.method is None:
+        return None
+    wanted = [work.method.beside(this) for this in rounds]
+    first = wanted[0]
+    if first is None:
+        return None
+    every = [each for each in wanted if each is not None]
+    assert len(every) == len(wanted), "a method trains beside for every client or for none"
+    hooked = [work.objective.terms(this, each.terms) for this, each in zip(rounds, every, strict=True)]
+    del terms
+    steps.begin(hooked, [each.start for each in every])
+    refreshing = _refreshing(work.objective, steps.clients)
+    for epoch in range(1, (work.settings.local_epochs if first.epochs is None else first.epochs) + 1):
+        _refresh(steps, refreshing, epoch)
+        steps.epoch()
+    return steps.theta.clone()
+
+
+def _quasi_newton(
+    points: Sequence[tuple[Tensor, Tensor]], state: Mapping[str, Tensor], work: Work, taken: int
+) -> tuple[dict[str, float], State]:
+    """Return one client's rates, and what it keeps."""
+    newton = work.newton
+    assert newton is not None
+    if newton.from_rounds:
+        pairs, kept = _pairs_over_rounds(*points[0], state, newton)
+    else:
+        pairs, kept = _pairs_of(points, newton), State()
+    gradient = points[-1][1] if newton.final_gradient else points[0][1]
+    return _rates(pairs, gradient, newton, work.lr * taken), kept
+
+
+def _rates(pairs: Tensor | None, gradient: Tensor, newton: QuasiNewton, reach: float) -> dict[str, float]:
+    """Return the quasi-Newton rate of a client, and what it would be without pairs.
+
+    Args:
+        pairs: [m, 2, D] or None.
+        gradient: The client's full gradient, [D].
+        newton: Settings.
+        reach: lr * steps, 0 without local steps.
+    """
+    bounded = newton.within_reach and reach > 0
+    damped = [(s, y + s / reach if bounded else y) for s, y in pairs] if pairs is not None else []
+    plain = quasi_newton.quasi_newton_rate([], gradient) * (reach if bounded else 1.0)
+    rate = quasi_newton.quasi_newton_rate(damped, gradient) if damped else plain
+    # The rate speaks of gradients; an update is about lr * steps times one, and falls as much faster along x.
+    length = reach if reach > 0 and not newton.final_gradient else 1.0
+    return {"rate": length * rate, "rate-identity": length * plain, "pairs": float(len(damped))}
+
+
 def _pairs_of(points: Sequence[tuple[Tensor, Tensor]], newton: QuasiNewton) -> Tensor | None:
     """Return the L-BFGS pairs of successive iterates, each with its full gradient."""
     found: Tensor | None = None
@@ -205,91 +377,8 @@ def _pairs_of(points: Sequence[tuple[Tensor, Tensor]], newton: QuasiNewton) -> T
     return found
 
 
-class _LocalTraining:
-    """One client's shard and settings in one round; several trainings may draw on its one stream of batches."""
-
-    def __init__(
-        self,
-        model: FlatNetwork,
-        train: Split,
-        settings: ClientSettings,
-        this: LocalRound,
-        generator: torch.Generator,
-    ) -> None:
-        self.model, self.train, self.settings, self.this, self.generator = model, train, settings, this, generator
-
-    def start(self, terms: Terms) -> _Sgd:
-        """Begin at the model's present weights."""
-        return _Sgd(self, terms)
-
-    def again(self, start: Tensor, terms: Terms, epochs: int | None = None) -> Tensor:
-        """Train from other weights; see `clients.methods.Trainer`."""
-        self.model.theta.copy_(start)
-        sgd = self.start(terms)
-        for _ in range(self.settings.local_epochs if epochs is None else epochs):
-            sgd.epoch()
-        return self.model.theta.clone()
-
-
-class _Sgd:
-    """Plain SGD from the model's present weights.
-
-    Attributes:
-        steps: Steps taken.
-    """
-
-    def __init__(self, local: _LocalTraining, terms: Terms) -> None:
-        self.steps = 0
-        self._local, self._terms = local, terms
-        self._velocity = torch.zeros_like(local.model.theta) if local.settings.momentum else None
-
-    def epoch(self) -> None:
-        """Make one pass over the shard."""
-        train, size = self._local.train, self._local.settings.batch_size
-        order = torch.randperm(len(train), generator=self._local.generator).to(train.y.device)
-        x, y = train.x[order], train.y[order]
-        for begin in range(0, len(y), size):
-            self._step(x[begin : begin + size], y[begin : begin + size])
-            self.steps += 1
-
-    def _step(self, x: Tensor, y: Tensor) -> None:
-        model, settings, terms = self._local.model, self._local.settings, self._terms
-        model.grad.zero_()
-        torch.autograd.backward(cross_entropy(model.network(x).logits, y))
-        if settings.weight_decay:
-            model.grad.add_(model.theta, alpha=settings.weight_decay)
-        if terms.proximal:
-            model.grad.add_(model.theta - self._local.this.theta, alpha=terms.proximal)
-        if terms.shift is not None:
-            model.grad.add_(terms.shift)
-        if settings.clip_norm is not None:
-            model.grad.mul_((settings.clip_norm / (model.grad.norm() + 1e-12)).clamp(max=1.0))
-        step = model.grad
-        if self._velocity is not None:
-            step = self._velocity.mul_(settings.momentum).add_(model.grad)
-        model.theta.sub_(step, alpha=self._local.this.lr)
-
-
-def _full_pass(model: FlatNetwork, data: Split, weight_decay: float, *, with_gradient: bool) -> float:
-    """Return the mean loss plus the L2 term at the model's weights; leave their gradient in model.grad if asked."""
-    total = 0.0
-    if with_gradient:
-        model.grad.zero_()
-    with torch.set_grad_enabled(with_gradient):
-        for start in range(0, len(data), CHUNK):
-            logits = model.network(data.x[start : start + CHUNK]).logits
-            loss = cross_entropy(logits, data.y[start : start + CHUNK], reduction="sum")
-            if with_gradient:
-                torch.autograd.backward(loss / len(data))
-            total += loss.item()
-    if with_gradient and weight_decay:
-        model.grad.add_(model.theta, alpha=weight_decay)
-    penalty = 0.5 * weight_decay * float(model.theta.double().square().sum()) if weight_decay else 0.0
-    return total / len(data) + penalty
-
-
 def _pairs_over_rounds(
-    theta: Tensor, gradient: Tensor, state: State, newton: QuasiNewton
+    theta: Tensor, gradient: Tensor, state: Mapping[str, Tensor], newton: QuasiNewton
 ) -> tuple[Tensor | None, State]:
     """Add the pair between this participation and the last one to those kept."""
     pairs = state.get("pairs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsim.models import Outputs
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,12 @@ class FlatNetwork:
         theta: Parameters, [D].
         grad: Gradients, [D], where backward() accumulates.
         layout: Names and shapes.
+        half: Whether forward passes run in bfloat16 where PyTorch deems it safe; weights and outputs stay float32.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, device: torch.device, *, half: bool = False) -> None:
         self.network = network.to(device)
+        self.half = half
         named = dict(network.named_parameters())
         self.layout = Layout(tuple(named), tuple(tuple(p.shape) for p in named.values()))
         self.theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
@@ -107,3 +112,33 @@ class FlatNetwork:
         for parameter, values, gradients in slots:
             parameter.data = values.view(parameter.shape)
             parameter.grad = gradients.view(parameter.shape)
+
+    def outputs(self, x: Tensor) -> Outputs:
+        """Return what the network says of inputs at its own weights."""
+        return self._run(lambda: self.network(x))
+
+    def outputs_at(self, parameters: Mapping[str, Tensor], x: Tensor) -> Outputs:
+        """Return what the network says of inputs at other weights; pure, so that it may run under torch.func.
+
+        Args:
+            parameters: Name -> tensor, see `named`.
+            x: Inputs, [B, ...].
+        """
+        return self._run(lambda: functional_call(self.network, dict(parameters), (x,)))
+
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        """Return views of flat weights by parameter.
+
+        Args:
+            theta: [..., D]; leading dimensions stay in front of each parameter's own.
+        """
+        pieces = torch.split(theta, [prod(shape) for shape in self.layout.shapes], dim=-1)
+        slots = zip(self.layout.names, self.layout.shapes, pieces, strict=True)
+        return {name: piece.view(*theta.shape[:-1], *shape) for name, shape, piece in slots}
+
+    def _run(self, forward: Callable[[], Outputs]) -> Outputs:
+        if not self.half:
+            return forward()
+        with torch.autocast(self.theta.device.type, dtype=torch.bfloat16):
+            outputs = forward()
+        return Outputs(outputs.logits.float(), outputs.features.float())

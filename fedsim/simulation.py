@@ -54,6 +54,7 @@ def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None =
     device = "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu"
     app = LocalApp(scenario, federation, device)
     app.check()
+    scenario = app.scenario
     with open_grid(app, scenario.engine) as grid, _progress(console, scenario.rounds) as show:
         try:
             summary = conduct(scenario, federation, grid, folder, callbacks=[show])

@@ -40,8 +40,14 @@ ALLOWED = {
 
 CORE = (
     "clients.training",
+    "clients.steps",
+    "clients.stacked",
+    "clients.objective",
+    "clients.batches",
+    "clients.cohort",
     "clients.quasi_newton",
     "clients.methods.*",
+    "clients.hooks.*",
     "strategies.kernel",
     "strategies.solvers",
     "strategies.certificate",

@@ -129,9 +129,9 @@ def test_the_first_and_last_model_are_always_evaluated(every: int, rounds: int, 
 class WithLoss(FakeApp):
     """The fake, with the loss that our strategy asks for."""
 
-    def run(self, kind: str, content: Any, clients: Any, states: Any) -> Any:
-        block, kept = super().run(kind, content, clients, states)
-        block.numbers["loss"] = np.ones(len(clients))  # type: ignore[index]
+    def run(self, kind: str, content: Any, units: Any, states: Any) -> Any:
+        block, kept = super().run(kind, content, units, states)
+        block.numbers["loss"] = np.ones(len(block.clients))  # type: ignore[index]
         return block, kept
 
 
@@ -179,9 +179,9 @@ class NoModel(FedAvg):
 
 
 class Failing(FakeApp):
-    def run(self, kind: str, content: Any, clients: Any, states: Any) -> Any:
-        block, kept = super().run(kind, content, clients, states)
-        block.errors.update(dict.fromkeys(range(len(clients)), "no luck"))  # type: ignore[attr-defined]
+    def run(self, kind: str, content: Any, units: Any, states: Any) -> Any:
+        block, kept = super().run(kind, content, units, states)
+        block.errors.update(dict.fromkeys(range(len(block.clients)), "no luck"))  # type: ignore[attr-defined]
         return block, kept
 
 

@@ -321,7 +321,8 @@ class TestResolved:
 
     def test_every_default_is_filled_in(self, tmp_path: Path) -> None:
         table = tomllib.loads(small(tmp_path).to_toml())
-        assert set(table["client"]) == {"local_epochs", "batch_size", "lr", "lr_decay", "momentum", "weight_decay"}
+        local = {"local_epochs", "batch_size", "lr", "lr_decay", "momentum", "weight_decay"}
+        assert set(table["client"]) == {*local, "augment", "hooks", "losses", "cohort"}
         assert table["server"]["lr"] == 1.0
         assert table["evaluation"] == {"every": 1}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor
 
@@ -46,18 +45,19 @@ class LocalRound:
     state: State = field(default_factory=dict)
 
 
-class Trainer(Protocol):
-    """Trains once more on the same shard with the same settings."""
+@dataclass(frozen=True)
+class Beside:
+    """A second training on the same shard with the same settings, after the first.
 
-    def __call__(self, start: Tensor, terms: Terms, epochs: int | None = None) -> Tensor:
-        """Return the weights reached, [D].
+    Attributes:
+        start: Weights to start from, [D].
+        terms: What joins its gradient; the pull is towards the received weights.
+        epochs: Passes over the shard; None takes client.local_epochs.
+    """
 
-        Args:
-            start: Weights to start from, [D].
-            terms: What joins the gradient; the pull is towards the received weights.
-            epochs: Passes over the shard; None takes client.local_epochs.
-        """
-        ...
+    start: Tensor
+    terms: Terms = Terms()
+    epochs: int | None = None
 
 
 class LocalMethod:
@@ -75,14 +75,18 @@ class LocalMethod:
         """Return what joins the gradient of each local step; nothing unless said otherwise."""
         return Terms()
 
-    def keep(self, this: LocalRound, update: Tensor, steps: int, train: Trainer) -> State:  # noqa: ARG002
+    def beside(self, this: LocalRound) -> Beside | None:  # noqa: ARG002
+        """Return what is trained beside the local model, if anything."""
+        return None
+
+    def keep(self, this: LocalRound, update: Tensor, steps: int, beside: Tensor | None) -> State:  # noqa: ARG002
         """Return what the client keeps after its local training.
 
         Args:
             this: The round.
             update: theta - w after local training, [D].
             steps: Local steps taken.
-            train: Trains once more.
+            beside: Weights reached by the training `beside` asked for, [D], or None without one.
         """
         return this.state
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clients.methods import LocalMethod, LocalRound, State, Terms, Trainer
+from clients.methods import LocalMethod, LocalRound, State, Terms
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class DynamicRegularizer(LocalMethod):
         kept = this.state.get("linear")
         return Terms(shift=None if kept is None else -kept, proximal=self.alpha)
 
-    def keep(self, this: LocalRound, update: Tensor, steps: int, train: Trainer) -> State:
+    def keep(self, this: LocalRound, update: Tensor, steps: int, beside: Tensor | None) -> State:
         """Return the client's new linear term."""
-        del steps, train
+        del steps, beside
         kept = this.state.get("linear")
         step = self.alpha * update
         return {"linear": step if kept is None else kept + step}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clients.methods import LocalMethod, LocalRound, State, Terms, Trainer
+from clients.methods import Beside, LocalMethod, LocalRound, State, Terms
 
 OWN = "personal"
 """Name under which a client keeps its model."""
@@ -29,11 +29,15 @@ class Personal(LocalMethod):
     stateful: bool = True
     personal: bool = True
 
-    def keep(self, this: LocalRound, update: Tensor, steps: int, train: Trainer) -> State:
+    def beside(self, this: LocalRound) -> Beside:
+        """Train the client's own model, from where it was."""
+        return Beside(self.own_weights(this.theta, this.state), Terms(proximal=self.lam), self.epochs)
+
+    def keep(self, this: LocalRound, update: Tensor, steps: int, beside: Tensor | None) -> State:
         """Return the client's own model after this round."""
-        del update, steps
-        start = self.own_weights(this.theta, this.state)
-        return {OWN: train(start, Terms(proximal=self.lam), self.epochs)}
+        del this, update, steps
+        assert beside is not None, "asked for"
+        return {OWN: beside}
 
     def report(self, this: LocalRound, update: Tensor, kept: State) -> Mapping[str, float]:
         """Return ||v_k - theta||."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clients.methods import LocalMethod, LocalRound, State, Terms, Trainer
+from clients.methods import LocalMethod, LocalRound, State, Terms
 
 SERVER = OWN = "control"
 """Name under which the server's control variate travels, and under which a client keeps its own."""
@@ -27,9 +27,9 @@ class ControlVariate(LocalMethod):
             shift = -own if shift is None else shift - own
         return Terms(shift=shift)
 
-    def keep(self, this: LocalRound, update: Tensor, steps: int, train: Trainer) -> State:
+    def keep(self, this: LocalRound, update: Tensor, steps: int, beside: Tensor | None) -> State:
         """Return the client's new control variate."""
-        del train
+        del beside
         mean_step = update / (steps * this.lr)
         shift = self.terms(this).shift
         return {OWN: mean_step if shift is None else mean_step - shift}

@@ -42,9 +42,13 @@ class BlockApp(Protocol):
         ...
 
     def run(
-        self, kind: str, content: RecordDict, clients: Sequence[int], states: Sequence[State]
+        self, kind: str, content: RecordDict, units: Sequence[Sequence[int]], states: Sequence[State]
     ) -> tuple[Block, list[State]]:
-        """Answer one request for several clients, each with what it kept; also return what each keeps now."""
+        """Answer one request for the clients of several units, each with what it kept.
+
+        Returns:
+            The answers in the order of the units, and what each client keeps now.
+        """
         ...
 
 

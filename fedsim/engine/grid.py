@@ -85,9 +85,10 @@ class RayGrid(BlockGrid):
         costs = [sum(self._app.cost(kind, client) for client in unit) for unit in units]
         calls = []
         for worker, share in zip(self._workers, balance(costs, len(self._workers)), strict=True):
-            members = [client for place in share for client in units[place]]
-            if members:
-                calls.append((members, self._call(worker, kind, shared, members)))
+            if share:
+                chosen = [units[place] for place in share]
+                members = [client for unit in chosen for client in unit]
+                calls.append((members, self._call(worker, kind, shared, chosen, members)))
         deadline = None if timeout is None else time.monotonic() + timeout
         results: dict[int, tuple[Block, int] | str] = {}
         for members, futures in calls:
@@ -120,14 +121,14 @@ class RayGrid(BlockGrid):
             self.close()
             raise EngineError(f"engine.workers: the running Ray has {room} CPUs, got {num_workers} workers")
 
-    def _call(self, worker: Any, kind: str, content: Any, members: list[int]) -> list[Any]:
+    def _call(self, worker: Any, kind: str, content: Any, units: list[list[int]], members: list[int]) -> list[Any]:
         if not (self.keeps(kind) or self._app.reads_state(kind)):
-            return [worker.run.remote(kind, content, members)]
+            return [worker.run.remote(kind, content, units)]
         states = [self._states.get(client, {}) for client in members]
         if not self.keeps(kind):
-            return [worker.read.remote(kind, content, members, *states)]
+            return [worker.read.remote(kind, content, units, *states)]
         call = worker.run.options(num_returns=1 + len(members))
-        return list(call.remote(kind, content, members, *states))
+        return list(call.remote(kind, content, units, *states))
 
     def _collect(self, members: list[int], future: Any, timeout: float | None) -> Block | None:
         """Return a worker's block, or None when it did not come in time."""

@@ -56,8 +56,10 @@ class LocalGrid(BlockGrid):
         keeps = self.keeps(kind)
         try:
             reads = keeps or self._app.reads_state(kind)
-            states = [self._states.get(client, {}) if reads else {} for client in clients]
-            block, kept = self._app.run(kind, content, clients, states)
+            units = self._app.units(kind, clients)
+            members = [client for unit in units for client in unit]
+            states = [self._states.get(client, {}) if reads else {} for client in members]
+            block, kept = self._app.run(kind, content, units, states)
         except FedSimError:
             raise
         except Exception as error:
@@ -65,8 +67,8 @@ class LocalGrid(BlockGrid):
         finally:
             torch.set_num_threads(before)
         if keeps:
-            self._states.update(zip(clients, kept, strict=True))
-        return {client: (block, row) for row, client in enumerate(clients)}
+            self._states.update(zip(members, kept, strict=True))
+        return {client: (block, row) for row, client in enumerate(members)}
 
     def client_states(self) -> dict[int, State]:
         """Return what every client keeps between rounds."""

@@ -28,11 +28,12 @@ class Worker:
     def ready(self) -> None:
         """Answer once the process is up."""
 
-    def run(self, kind: str, content: RecordDict, clients: Sequence[int], *states: State) -> Any:
+    def run(self, kind: str, content: RecordDict, units: Sequence[Sequence[int]], *states: State) -> Any:
         """Return the block, and after it one state per client when states came with the request."""
-        block, kept = self._app.run(kind, content, clients, states or [{} for _ in clients])
+        nothing: list[State] = [{} for unit in units for _ in unit]
+        block, kept = self._app.run(kind, content, units, states or nothing)
         return (block, *kept) if states else block
 
-    def read(self, kind: str, content: RecordDict, clients: Sequence[int], *states: State) -> Any:
+    def read(self, kind: str, content: RecordDict, units: Sequence[Sequence[int]], *states: State) -> Any:
         """Return the block of a request that leaves what clients keep as it is."""
-        return self._app.run(kind, content, clients, states)[0]
+        return self._app.run(kind, content, units, states)[0]

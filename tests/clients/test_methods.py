@@ -37,6 +37,7 @@ from fedsim.server_app import strategy_of
 from fedsim.wire import LOSSES, Answer, pack_arrays, pack_request, read, read_update, unpack_arrays
 from strategies.flower import RuleStrategy
 from strategies.rules import AnyRule, Cohort, Direction, MemoryRule, Rule
+from tests.clients.one import fit_one
 
 CPU = torch.device("cpu")
 NUM_FEATURES, NUM_HIDDEN, NUM_CLASSES = 5, 6, 4
@@ -158,7 +159,7 @@ def fit(
     generator: torch.Generator | None = None,
 ) -> Fit:
     model = FlatNetwork(Perceptron(), CPU)
-    return fit_each(
+    return fit_one(
         model, theta, data, settings, LR, generator or stream(), state=state, method=method, received=received
     )
 
@@ -195,7 +196,7 @@ def train_in_float64(
         theta = course.thetas[-1]
         received = dict(rule.broadcast(course.memory)) if isinstance(rule, MemoryRule) else {}
         fits = [
-            fit_each(
+            fit_one(
                 model,
                 theta,
                 shards[client],
@@ -611,14 +612,16 @@ class TestLossesAsked:
 @pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "ditto"])
 def test_a_round_that_left_the_finite_numbers_is_not_kept(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server leaves that client out; with what it kept before it can take part again."""
-    study = Study(strategy)
+    study = Study(strategy, cohort="each")
     study.strategy.clients_per_round, study.strategy.max_failures = None, 1
-    shard_of_3 = federation().client(3).train
+    rows = [int(offset) for offset in federation().train_offsets[3:5]]
 
-    def once_far_away(model: FlatNetwork, theta: Tensor, train: Split, *others: Any) -> Fit:
-        if study.number == 1 and torch.equal(train.x, shard_of_3.x):
-            train = Split(train.x * 1e30, train.y)
-        return fit_each(model, theta, train, *others)
+    def once_far_away(model: FlatNetwork, theta: Tensor, pool: Split, clients: Any, work: Any) -> list[Fit]:
+        if study.number == 1 and clients[0].rows.start == rows[0]:
+            far = pool.x.clone()
+            far[slice(*rows)] *= 1e30
+            pool = Split(far, pool.y)
+        return fit_each(model, theta, pool, clients, work)
 
     monkeypatch.setattr(client_app, "fit_each", once_far_away)
     study.round()

@@ -12,13 +12,14 @@ from torch.nn import functional
 
 from clients import training
 from clients.quasi_newton import quasi_newton_rate
-from clients.training import Fit, QuasiNewton, evaluate, fit_each
+from clients.training import Fit, QuasiNewton, evaluate
 from fedsim import seeds
 from fedsim.datasets import Split
 from fedsim.metrics import all_metrics
 from fedsim.models import Outputs
 from fedsim.parameters import FlatNetwork
 from fedsim.scenario import ClientSettings
+from tests.clients.one import fit_one
 
 CPU = torch.device("cpu")
 NUM_EXAMPLES, NUM_FEATURES, NUM_CLASSES = 23, 5, 4
@@ -90,7 +91,7 @@ def slow_fit(theta: Tensor, data: Split, settings: ClientSettings, lr: float) ->
 
 
 def fit(theta: Tensor, data: Split, settings: ClientSettings, lr: float = 0.1, **others: object) -> Fit:
-    return fit_each(FlatNetwork(Net(theta.dtype), CPU), theta, data, settings, lr, stream(), **others)  # type: ignore[arg-type]
+    return fit_one(FlatNetwork(Net(theta.dtype), CPU), theta, data, settings, lr, stream(), **others)  # type: ignore[arg-type]
 
 
 CASES = {
@@ -167,13 +168,13 @@ def test_the_loss_is_that_of_the_received_weights_whatever_follows() -> None:
 def test_training_depends_on_the_generator_alone() -> None:
     theta, data, settings = start(torch.float32), shard(torch.float32), ClientSettings(batch_size=4, momentum=0.9)
     model = FlatNetwork(Net(torch.float32), CPU)
-    first = fit_each(model, theta, data, settings, 0.1, stream())
+    first = fit_one(model, theta, data, settings, 0.1, stream())
     torch.rand(10)
-    fit_each(model, theta + 1, shard(torch.float32, 9, seed=5), settings, 0.3, seeds.generator(9))
-    again = fit_each(model, theta, data, settings, 0.1, stream())
+    fit_one(model, theta + 1, shard(torch.float32, 9, seed=5), settings, 0.3, seeds.generator(9))
+    again = fit_one(model, theta, data, settings, 0.1, stream())
     assert torch.equal(first.update, again.update)
     assert first.report == again.report
-    other = fit_each(model, theta, data, settings, 0.1, seeds.generator(1, "batches", 2, 4))
+    other = fit_one(model, theta, data, settings, 0.1, seeds.generator(1, "batches", 2, 4))
     assert not torch.equal(first.update, other.update)
 
 

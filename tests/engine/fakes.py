@@ -44,8 +44,9 @@ class FakeApp:
         return 1.0 + client % 3
 
     def run(
-        self, kind: str, content: RecordDict, clients: Sequence[int], states: Sequence[State]
+        self, kind: str, content: RecordDict, units: Sequence[Sequence[int]], states: Sequence[State]
     ) -> tuple[Block, list[State]]:
+        clients = [client for unit in units for client in unit]
         request = wire.unpack_request(content)
         errors = {}
         settings = content["config"]

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from clients.methods.proximal import Proximal
-from clients.training import fit_each
 from fedsim import seeds
 from fedsim.errors import ScenarioError
 from fedsim.parameters import FlatNetwork
 from fedsim.scenario import ClientSettings
 from strategies.rules.fedavg import FedAvg
 from strategies.rules.fedprox import FedProx
+from tests.clients.one import fit_one
 from tests.clients.test_methods import (
     CPU,
     Linear,
@@ -106,7 +106,7 @@ def minimise(mu: float, steps: int = 400) -> torch.Tensor:
     # An lr below 1 / (L + mu), L the largest curvature: mean ||x||^2 / 2 bounds that of the cross entropy.
     curvature = float((data.x.square().sum(dim=1) + 1).mean()) / 2 + 0.05
     network = FlatNetwork(Linear(), CPU)
-    return fit_each(
+    return fit_one(
         network, theta, data, settings, 1 / (curvature + mu), seeds.generator(0), method=Proximal(mu)
     ).update
 

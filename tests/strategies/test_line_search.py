@@ -47,9 +47,10 @@ class Quadratics:
         self,
         kind: str,
         content: RecordDict,
-        clients: Sequence[int],
+        units: Sequence[Sequence[int]],
         states: Sequence[Any],  # noqa: ARG002
     ) -> tuple[Block, list[Any]]:
+        clients = [client for unit in units for client in unit]
         theta = float(wire.unpack_request(content).theta[0])
         self.asked.append((kind, list(clients), theta))
         away = theta - np.asarray(clients, dtype=np.float64)

@@ -1,0 +1,142 @@
+"""One client after the other, or a block at once: what is possible for a network, what is faster, how many fit.
+
+Decided before a run from the network, the settings and the kind of device alone, never from a stopwatch: the two
+ways agree to rounding but not to the bit, and a choice that depended on what else the machine was doing would make
+results depend on it too.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+from fedsim.parameters import FlatNetwork
+
+if TYPE_CHECKING:
+    from fedsim.scenario import ClientSettings
+
+Cohort = Literal["each", "stacked"]
+
+CACHED = 2**21
+"""Bytes of a block's weights on a CPU, about what stays in a core's cache from step to step."""
+
+MOST_ON_CPU = 64
+MOST_ON_GPU = 1024
+
+SHARE_OF_GPU = 0.5
+"""Of a worker's share of a GPU's memory that a block may take; the rest is data, evaluation and fragmentation."""
+
+AGREEMENT = 1e-3
+"""Largest relative difference of the two ways' gradients in the trial, in float32."""
+
+
+def misfit(model: FlatNetwork, x: Tensor, y: Tensor) -> str | None:
+    """Return why clients with this network cannot be trained in a block with the same result, or None.
+
+    Known layers are looked up; what a network really does is tried, on two clients with different weights.
+
+    Args:
+        model: The network.
+        x: A few examples, [B, ...].
+        y: Their classes, [B].
+    """
+    for path, layer in model.network.named_modules():
+        if isinstance(layer, _DropoutNd) and layer.p > 0:
+            return f"layer {path} ({type(layer).__name__}) draws random numbers, which a block cannot do per client"
+        if isinstance(layer, nn.RNNBase):
+            return f"layer {path} ({type(layer).__name__}) runs in code that torch.func cannot map over clients"
+    for name, buffer in model.network.named_buffers():
+        if buffer.is_floating_point():
+            return f"buffer {name} is part of the network but no parameter; a block would share it among clients"
+    theta = torch.stack([model.theta, 0.9 * model.theta])
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return cross_entropy(model.outputs_at(parameters, x).logits, y)
+
+    model.network.train()
+    try:
+        stacked = vmap(grad(loss), randomness="error")(model.named(theta))
+        together = torch.cat([stacked[name].flatten(1) for name in model.layout.names], dim=1)
+    except Exception as error:  # a network may do anything, and torch.func raises many kinds
+        said = str(error).splitlines() or [type(error).__name__]
+        return f"torch.func cannot map it over clients: {said[0]}"
+    for row in range(2):
+        found = grad(loss)(model.named(theta[row]))
+        alone = torch.cat([found[name].flatten() for name in model.layout.names])
+        apart = float((together[row] - alone).norm() / alone.norm().clamp(min=1e-12))
+        if not apart <= (AGREEMENT if not model.half else 0.1):
+            return f"its gradient in a block differs from that of a client alone by {apart:.1e} of its length"
+    return None
+
+
+def choose(
+    model: FlatNetwork, settings: ClientSettings, x: Tensor, y: Tensor, share: float = 1.0
+) -> tuple[Cohort, int, str | None]:
+    """Return how to train, the block size, and why not in a block where that is impossible.
+
+    Args:
+        model: The network, on the device that trains.
+        settings: What the scenario asks for.
+        x: A batch of examples on the same device.
+        y: Their classes.
+        share: Of the device that the worker has.
+    """
+    size = settings.block_size or block_size(model, x, share)
+    if settings.cohort == "each":
+        return "each", size, None
+    reason = misfit(model, x[:4], y[:4])
+    if reason is not None:
+        return "each", size, reason
+    if settings.cohort == "stacked":
+        return "stacked", size, None
+    return ("stacked" if pays(model, size) else "each"), size, None
+
+
+def pays(model: FlatNetwork, size: int) -> bool:
+    """Say whether a block is faster than a loop.
+
+    On a GPU a loop is bound by the launching of kernels, and a block always pays. On a CPU it saves the overhead of
+    PyTorch's calls, which matters for small dense networks only: convolutions of a block become grouped ones, which
+    are slower, and weights that do not fit into the cache are read twice (benchmarks/cohorts.py measures both).
+    """
+    if model.theta.device.type != "cpu":
+        return size > 1
+    convolves = any(isinstance(layer, _ConvNd) for layer in model.network.modules())
+    return not convolves and size >= 8
+
+
+def block_size(model: FlatNetwork, x: Tensor, share: float = 1.0) -> int:
+    """Return how many clients to train at once.
+
+    Args:
+        model: The network, on the device that trains.
+        x: A batch of inputs, [B, ...].
+        share: Of the device that the worker has.
+    """
+    weights = model.theta.numel() * model.theta.element_size()
+    if model.theta.device.type == "cpu":
+        return max(1, min(MOST_ON_CPU, CACHED // max(weights, 1)))
+    _, total = torch.cuda.mem_get_info(model.theta.device)
+    # Weights, their gradient twice (as it comes and flat), momentum and a shift; a batch and what backward needs.
+    each = 5 * weights + saved_bytes(model, x) + x.numel() * x.element_size()
+    return max(1, min(MOST_ON_GPU, math.floor(share * SHARE_OF_GPU * total / each)))
+
+
+def saved_bytes(model: FlatNetwork, x: Tensor) -> int:
+    """Return the bytes that a forward pass over a batch keeps for the backward pass."""
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.outputs(x)
+    return sum(seen.values())

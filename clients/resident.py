@@ -1,0 +1,96 @@
+"""What stays on a worker's device: the network, the data and the hooks; and how a model is trained there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clients import cohort
+from clients.objective import Objective
+from clients.steps import Client
+from clients.training import shapes_of, teachers_of
+from fedsim import seeds
+from fedsim.datasets import Split
+from fedsim.errors import ScenarioError
+from fedsim.federation import Federation
+from fedsim.metrics import all_metrics
+from fedsim.models._check import build_model
+from fedsim.parameters import FlatNetwork
+from fedsim.scenario import Scenario
+
+State = dict[str, NDArray[np.generic]]
+
+
+class Resident:
+    """What stays on a worker's device: the network and the data."""
+
+    def __init__(self, scenario: Scenario, federation: Federation, device: torch.device) -> None:
+        self.device = device
+        self.model = flat_network(scenario, federation, device)
+        self.metrics = all_metrics()
+        self.pool, self._test = federation.train.to(device), federation.test.to(device)
+        self._federation = federation
+        self.objective = Objective()
+        if scenario.client.hooks:
+            self.objective = Objective(
+                scenario.client.named_hooks, shapes_of(self.model, self.pool.x[:1], scenario.client.batch_size)
+            )
+            self.objective.files = teachers_of(self.objective, self.model)
+
+    def client(self, seed: int, server_round: int, client: int, state: State) -> Client:
+        """Return a client as local training sees it."""
+        offsets = self._federation.train_offsets
+
+        def stream(purpose: str) -> torch.Generator:
+            return seeds.generator(seed, purpose, server_round, client)
+
+        rows = range(int(offsets[client]), int(offsets[client + 1]))
+        return Client(rows, stream, self.tensors(state))
+
+    def tensors(self, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, torch.Tensor]:
+        """Return copies on the device: what comes from shared memory is read-only."""
+        return {name: torch.from_numpy(array.copy()).to(self.device) for name, array in arrays.items()}
+
+    def test(self, group: range) -> tuple[Split, list[int]]:
+        """Return the test shards of a range of clients, one after the other, and their sizes."""
+        offsets = self._federation.test_offsets
+        rows = slice(int(offsets[group.start]), int(offsets[group.stop]))
+        return self._test[rows], [int(self._federation.test_sizes[client]) for client in group]
+
+
+def flat_network(scenario: Scenario, federation: Federation, device: torch.device) -> FlatNetwork:
+    """Return the scenario's network with its initial weights on a device.
+
+    Raises:
+        ScenarioError: The model does not fit the data.
+    """
+    network = build_model(scenario.model, federation.input_shape, federation.num_classes, scenario.seed)
+    return FlatNetwork(network, device, half=scenario.engine.precision == "bf16")
+
+
+def resolve(scenario: Scenario, federation: Federation, device: str) -> Scenario:
+    """Return the scenario with `client.cohort` chosen, and the block size where clients are trained in blocks.
+
+    The choice depends on the model, the settings and the kind of device; a resolved scenario is returned as it is.
+
+    Raises:
+        ScenarioError: "stacked" was asked for and the model cannot be trained so.
+    """
+    client = scenario.client
+    if client.cohort == "each" or (client.cohort == "stacked" and client.block_size is not None):
+        return scenario
+    where = torch.device(device)
+    examples = federation.train[: client.batch_size].to(where)
+    share = min(1.0, scenario.engine.gpus_per_worker) or 1.0
+    model = flat_network(scenario, federation, where)
+    chosen, size, reason = cohort.choose(model, client, examples.x, examples.y, share)
+    if reason is not None and client.cohort == "stacked":
+        problem = (
+            f'client.cohort: "stacked" is not possible with {scenario.model.plugin_name}: {reason}; use "each"'
+        )
+        raise ScenarioError(scenario.name, [problem])
+    changes = {"cohort": chosen, "block_size": size if chosen == "stacked" else client.block_size}
+    return scenario.model_copy(update={"client": client.model_copy(update=changes)})
