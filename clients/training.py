@@ -1,23 +1,19 @@
-"""Local training and evaluation: PyTorch only, so that it runs and can be measured without Flower and Ray."""
+"""Local training: PyTorch only, so that it runs and can be measured without Flower and Ray."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clients import quasi_newton
 from clients.methods import LocalMethod, LocalRound, Terms
 from fedsim.datasets import Split
-from fedsim.metrics import Metric
 from fedsim.parameters import FlatNetwork
 
 if TYPE_CHECKING:
@@ -158,43 +154,6 @@ def train_loss(model: FlatNetwork, theta: Tensor, train: Split, weight_decay: fl
     """Return f_k at given weights: mean loss over the whole shard plus the L2 term, as `fit_each` reports it."""
     model.theta.copy_(theta)
     return _full_pass(model, train, weight_decay, with_gradient=False)
-
-
-def evaluate(
-    model: FlatNetwork, theta: Tensor, test: Split, sizes: Sequence[int], metrics: Mapping[str, Metric]
-) -> dict[str, NDArray[np.float64]]:
-    """Evaluate one model on the test shards of several clients in one stream.
-
-    Args:
-        model: Resident network; its parameters are overwritten.
-        theta: Weights, [D].
-        test: The clients' test shards one after the other, on the model's device.
-        sizes: Examples of each client, K of them, summing to len(test).
-        metrics: Name -> metric.
-
-    Returns:
-        Name -> mean over each client's examples, [K]; NaN for a client without examples.
-    """
-    if theta is not model.theta:
-        model.theta.copy_(theta)
-    values: dict[str, list[Tensor]] = {name: [] for name in metrics}
-    with torch.inference_mode():
-        for start in range(0, len(test), CHUNK):
-            batch = test[start : start + CHUNK]
-            logits = model.network(batch.x).logits
-            for name, metric in metrics.items():
-                values[name].append(metric.per_example(logits, batch.y))
-    counts = np.asarray(sizes)
-    ends = np.cumsum(counts)
-    means: dict[str, NDArray[np.float64]] = {}
-    for name, parts in values.items():
-        flat = torch.cat(parts).double().cpu().numpy() if parts else np.zeros(0)
-        shares = [
-            float(flat[end - count : end].sum()) / count if count else math.nan
-            for end, count in zip(ends, counts, strict=True)
-        ]
-        means[name] = np.asarray(shares, dtype=np.float64)
-    return means
 
 
 def _pairs_of(points: Sequence[tuple[Tensor, Tensor]], newton: QuasiNewton) -> Tensor | None:

@@ -29,8 +29,10 @@ from pydantic import (
 )
 
 from fedsim import plugins
+from fedsim.choices import spelled_out, with_plugins
 from fedsim.datasets import Dataset
 from fedsim.errors import ScenarioError
+from fedsim.evaluation import EvaluationSettings
 from fedsim.models import Model
 from fedsim.partitions import Partition
 from fedsim.plugins import Options, Plugin, UnknownPluginError
@@ -114,16 +116,6 @@ class EngineSettings(Section):
     threads_per_worker: PositiveInt = 1
     max_failures: NonNegativeInt = 0
     timeout_s: PositiveFloat | None = None
-
-
-class EvaluationSettings(Section):
-    """When the model is evaluated on every client.
-
-    Attributes:
-        every: Rounds between evaluations; the initial and the final model are always evaluated.
-    """
-
-    every: PositiveInt = 1
 
 
 class Scenario(BaseModel):
@@ -319,7 +311,7 @@ def _parts(table: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     return parts
 
 
-_SECTIONS: Mapping[str, type[Section]] = {
+_SECTIONS: Mapping[str, type[Options]] = {
     "client": ClientSettings,
     "server": ServerSettings,
     "engine": EngineSettings,
@@ -342,12 +334,12 @@ def _scalars(given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         return given
 
 
-def _section(key: str, section: type[Section], given: object, problems: list[str]) -> Section | None:
+def _section(key: str, section: type[Options], given: object, problems: list[str]) -> Options | None:
     if not isinstance(given, dict):
         problems.append(f"{key}: must be a table, got {given!r}")
         return None
     try:
-        return section(**given)
+        return section(**with_plugins(key, section, given, problems))
     except ValidationError as error:
         problems.extend(sentences(f"{key}.", error, section, key))
         return None
@@ -422,8 +414,13 @@ def _resolve(parts: dict[str, Any], problems: list[str]) -> None:
 def _plain(model: BaseModel) -> dict[str, Any]:
     nested = getattr(model, "nested", ())
     named = {"name": _name_of(model)} if isinstance(model, Plugin) else {}
-    dumped = json.loads(model.model_dump_json(exclude_none=True, exclude=set(nested)))
-    return {**named, **dumped, **{option: _plain(getattr(model, option)) for option in nested}}
+    dumped = json.loads(model.model_dump_json(exclude_none=True, exclude={*nested, *getattr(model, "lists", ())}))
+    return {
+        **named,
+        **dumped,
+        **spelled_out(model),
+        **{option: _plain(getattr(model, option)) for option in nested},
+    }
 
 
 def _name_of(plugin: Plugin) -> str:
