@@ -39,7 +39,7 @@ class Numbered(Dataset):
     def load(self, root: Path) -> RawData:
         del root
         y = torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts))
-        # Example i is of group i % 3, the last of which is the unknown one.
+        # Example i is of group i % 3.
         groups = torch.arange(len(y)) % 3 if self.grouped else None
         train = Split(torch.arange(len(y), dtype=torch.float32)[:, None], y, groups)
         owners = None
@@ -259,16 +259,13 @@ def test_an_example_keeps_its_group_wherever_it_goes(shift: bool, limit: int | N
     assert federation.group_names == ("a", "b", "c")
     assert federation.manifest["group_names"] == ["a", "b", "c"]
     moved = pickle.loads(pickle.dumps(federation))
+    same = build(Numbered(limit=limit), Dirichlet(num_clients=4))  # the example numbers, before prepare
     for client in range(4):
+        drawn = same.client(client)
         for shard in (federation.client(client), moved.client(client)):
-            for split in (shard.train, shard.test.to(torch.device("cpu"))):
+            for split, original in ((shard.train, drawn.train), (shard.test.to(torch.device("cpu")), drawn.test)):
                 assert split.groups is not None
-                top = (
-                    0
-                    if not shift
-                    else max(numbers(build(Numbered(limit=limit), Dirichlet(num_clients=4)).client(client).train))
-                )
-                assert split.groups.tolist() == [(number + top) % 3 for number in numbers(split)]
+                assert split.groups.tolist() == [number % 3 for number in numbers(original)]
 
 
 def test_groups_change_neither_division_nor_hash() -> None:
