@@ -133,7 +133,7 @@ examples can tell about one client (Wilson, 95 %); the lowest of many clients is
 {% endif %}
 {{ figure("size", "Test accuracy at the last evaluation against the client's training examples.") }}
 
-{% if measured %}
+{% if measured or "concentration" in pictures or "quality" in pictures or "groups" in pictures %}
 <h2 id="beyond">Beyond accuracy</h2>
 {% if "groups" in pictures %}
 {{ figure("groups", "All clients' test examples together. Demographic parity compares how often a class is predicted for two groups; equalised odds compares the same among examples of one true class; the accuracy gap is the largest minus the smallest accuracy; MacroStd (our definition) is the standard deviation of accuracy over groups.") }}
@@ -144,6 +144,7 @@ examples can tell about one client (Wilson, 95 %); the lowest of many clients is
 {% if "concentration" in pictures %}
 {{ figure("concentration", "All clients' test examples together. CMI: mean KL divergence of an output distribution from the mean one of its class, low when a class is concentrated. Gamma: cross entropy between outputs of different classes, high when classes are separated. NCMI: CMI over Gamma, lower is better.") }}
 {% endif %}
+{% if measured %}
 <div class="scroll"><table>
 <thead><tr><th scope="col">Metric</th><th scope="col" class="number">All examples</th><th scope="col" class="number">Mean client</th>
 <th scope="col" class="number">Worst 10 %</th><th scope="col">Better</th><th scope="col">Definition</th></tr></thead>
@@ -154,6 +155,7 @@ examples can tell about one client (Wilson, 95 %); the lowest of many clients is
 {% endfor %}
 </tbody></table></div>
 <p class="hint">“All examples” is the value of all clients' test examples together, exact from sums that the clients send; it is not a mean over clients.</p>
+{% endif %}
 {% endif %}
 
 <h2 id="partition">Who holds what</h2>
