@@ -1,4 +1,7 @@
-"""Calibration: expected calibration error with equal-width bins (Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599)."""
+"""Calibration: expected calibration error with bins of equal width (Guo et al., ICML 2017).
+
+https://arxiv.org/abs/1706.04599
+"""
 
 from __future__ import annotations
 

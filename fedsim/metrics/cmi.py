@@ -1,4 +1,7 @@
-"""CMI: how concentrated and how separated the classes' output distributions are (Yang et al., TNNLS 2025, https://arxiv.org/abs/2309.09123)."""
+"""CMI: how concentrated and how separated the classes' outputs are (Yang et al., TNNLS 2025).
+
+https://arxiv.org/abs/2309.09123
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Groups: accuracy and decisions by group of people (Hardt et al., NeurIPS 2016, https://arxiv.org/abs/1610.02413)."""
+"""Groups: accuracy and decisions by group of people (equalised odds: Hardt et al., NeurIPS 2016).
+
+https://arxiv.org/abs/1610.02413
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -83,6 +84,15 @@ def test_logits_that_are_not_finite_raise_nothing(metric: Metric) -> None:
 def test_every_evaluation_has_accuracy_and_loss_first() -> None:
     assert list(measured([Cmi()])) == [*ALWAYS, "cmi"]
     assert list(given(measured([Cmi()]).values())) == ["accuracy", "loss", "cmi", "gamma", "gamma_kl", "ncmi"]
+
+
+def test_the_page_of_metrics_has_every_value() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for name, metric in METRICS.items():
+        assert f"| `{name}` |" in page
+        for value, meaning in metric.gives.items():
+            shape = {"class_accuracy": " [C]", "group_accuracy": " [G]"}.get(value, "")
+            assert f"| `{value}`{shape} | {meaning.better} |" in page
 
 
 def test_names_of_values_are_unique() -> None:
