@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import reduce
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ PACKAGES = ("fedsim", "flwr", "flwr-datasets", "ray", "torch", "torchvision", "n
 
 FLUSH_S = 10.0
 """Least seconds between two writings of the tables during a run."""
+
+MODELS = ("test", "server")
+"""Begin the columns of an evaluation: test_* of the model a client uses, server_* of the shared one if that differs."""
 
 Cell = float | str | list[float]
 
@@ -81,6 +85,9 @@ class RunFolder:
         self._rounds: list[dict[str, Cell]] = []
         self._metrics = measured(scenario.evaluation.metrics)
         self._values = given(self._metrics.values())
+        vectors = [name for name, value in self._values.items() if value.vector]
+        # Other lists that a client may send are nobody's columns.
+        self._lists = {f"{model}_{name}" for model in MODELS for name in vectors}
         self._arrays: ArrayRecord | None = None
         self._previous_loss: NDArray[np.float64] | None = None
         self._seconds = {"start": 0.0, "train": 0.0, "aggregate": 0.0, "evaluate": 0.0}
@@ -169,8 +176,8 @@ class RunFolder:
                     column = TRAIN_COLUMNS.get(name, name.replace("-", "_"))
                     table.setdefault(column, nothing.copy())[answer.client] = value
             for name, vector in answer.vectors.items():
-                if not name.startswith(SUMS):
-                    table.setdefault(name.replace("-", "_"), no_list.copy())[answer.client] = vector.tolist()
+                if name in self._lists:
+                    table.setdefault(name, no_list.copy())[answer.client] = vector.tolist()
         for client, weight in finished.weights.items():
             table["weight"][client] = weight
         return table
@@ -187,7 +194,7 @@ class RunFolder:
         for name, metric in self._metrics.items():
             sums = [answer.vectors[SUMS + name] for answer in in_order if SUMS + name in answer.vectors]
             if metric.pooled and sums:
-                values = metric.values(np.sum(sums, axis=0, keepdims=True), task)
+                values = metric.values(reduce(np.add, sums)[None], task)
                 found |= {given_name: value[0].tolist() for given_name, value in values.items()}
         return found
 
@@ -228,7 +235,7 @@ class RunFolder:
                 # The measures of spread are defined for what cannot be negative; a metric of one's own may be.
                 if column in last and not (last[column] < 0).any():
                     fairness[column] = _measures(last[column], last["test_examples"], higher_is_better=higher)
-            shares = [float(str(row["improved"])) for row in self._rounds if "improved" in row]
+            shares = [share for row in self._rounds if isinstance(share := row.get("improved"), float)]
             fairness["improved"] = float(np.mean(shares)) if shares else math.nan
         asked = {"pooled": self._last("pooled_"), "metrics": self._definitions()}
         return {
@@ -253,8 +260,7 @@ class RunFolder:
             for name, v in self._values.items()
             if not v.vector and v.better != "neither"
         ]
-        # Where clients have models of their own, server_* is how the shared one does.
-        return [(f"{model}_{name}", higher) for model in ("test", "server") for name, higher in ways]
+        return [(f"{model}_{name}", higher) for model in MODELS for name, higher in ways]
 
     def _last(self, prefix: str) -> dict[str, Cell]:
         """Return the columns of the last evaluated round that begin so, without the prefix."""
