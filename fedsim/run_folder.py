@@ -44,7 +44,7 @@ FLUSH_S = 10.0
 """Least seconds between two writings of the tables during a run."""
 
 MODELS = ("test", "server")
-"""Begin the columns of an evaluation: test_* of the model a client uses, server_* of the shared one if that differs."""
+"""Begin the columns of an evaluation: of the model a client uses, and of the shared one where that is another."""
 
 Cell = float | str | list[float]
 
