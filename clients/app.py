@@ -15,13 +15,13 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from clients.evaluation import evaluate
 from clients.resident import Resident, State, resolve
 from clients.steps import Client
 from clients.training import (
     Fit,
     QuasiNewton,
     Work,
-    evaluate,
     fit_each,
     fit_stacked,
     losses_each,
@@ -30,6 +30,7 @@ from clients.training import (
 from fedsim.datasets import Split, data_root
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
+from fedsim.metrics import SUMS
 from fedsim.models._check import build_model
 from fedsim.parameters import FlatNetwork
 from fedsim.scenario import Scenario, overrides_of
@@ -309,18 +310,19 @@ class LocalApp:
                 continue
             try:
                 test, sizes = here.test(range(client, client + 1))
-                means = evaluate(here.model, own, test, sizes, here.metrics)
+                found = evaluate(here.model, own, test, sizes, here.metrics, num_groups=here.num_groups)
             except Exception as error:  # whatever happens, the client's name must reach the server
                 errors[row] = f"{type(error).__name__}: {error}"
                 log.exception("evaluation of client %d's own model failed", client)
                 continue
-            for name, column in means.items():
-                numbers[f"test_{name}"][row] = column[0]
+            for name, column in found.items():
+                numbers[_sent(name)][row] = column[0]
         return Block(tuple(clients), numbers, errors=errors)
 
     def _evaluate(self, here: Resident, theta: torch.Tensor, clients: Sequence[int]) -> Block:
         wanted = set(clients)
-        found: dict[int, dict[str, float]] = {}
+        columns: dict[str, NDArray[np.float64]] = {}
+        places = {client: row for row, client in enumerate(clients)}
         failed: dict[int, str] = {}
         here.model.theta.copy_(theta)
         for group in self._federation.evaluation_groups(GROUP_EXAMPLES):
@@ -328,16 +330,24 @@ class LocalApp:
                 continue
             try:
                 test, sizes = here.test(group)
-                means = evaluate(here.model, here.model.theta, test, sizes, here.metrics)
+                theta = here.model.theta
+                found = evaluate(here.model, theta, test, sizes, here.metrics, num_groups=here.num_groups)
             except Exception as error:  # whatever happens, the clients' names must reach the server
                 log.exception("evaluation of clients %d to %d failed", group.start, group.stop - 1)
                 failed |= dict.fromkeys(group, f"{type(error).__name__}: {error}")
                 continue
-            for place, client in enumerate(group):
-                numbers = {f"test_{name}": float(column[place]) for name, column in means.items()}
-                found[client] = {**numbers, EXAMPLES: float(sizes[place])}
+            inside = [client - group.start for client in group if client in wanted]
+            rows = [places[group.start + place] for place in inside]
+            for name, column in {**found, EXAMPLES: np.asarray(sizes, np.float64)}.items():
+                blank = np.full((len(clients), *column.shape[1:]), np.nan)
+                columns.setdefault(_sent(name), blank)[rows] = column[inside]
         errors = {row: failed[client] for row, client in enumerate(clients) if client in failed}
-        return Block(tuple(clients), _columns(clients, [found.get(c, {}) for c in clients]), errors=errors)
+        return Block(tuple(clients), {**_columns(clients, []), **columns}, errors=errors)
+
+
+def _sent(name: str) -> str:
+    """Return the name under which something measured travels."""
+    return name if name == EXAMPLES or name.startswith(SUMS) else f"test_{name}"
 
 
 def _action(kind: str) -> str:

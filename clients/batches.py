@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from clients.hooks import Privacy
-    from fedsim.scenario import ClientSettings
+    from fedsim.settings import ClientSettings
 
 Stream = Callable[[str], torch.Generator]
 """Purpose -> a client's generator of this round."""

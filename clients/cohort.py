@@ -20,7 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fedsim.parameters import FlatNetwork
 
 if TYPE_CHECKING:
-    from fedsim.scenario import ClientSettings
+    from fedsim.settings import ClientSettings
 
 Cohort = Literal["each", "stacked"]
 

@@ -16,7 +16,7 @@ from fedsim import seeds
 from fedsim.datasets import Split
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
-from fedsim.metrics import all_metrics
+from fedsim.metrics import measured
 from fedsim.models._check import build_model
 from fedsim.parameters import FlatNetwork
 from fedsim.scenario import Scenario
@@ -30,7 +30,8 @@ class Resident:
     def __init__(self, scenario: Scenario, federation: Federation, device: torch.device) -> None:
         self.device = device
         self.model = flat_network(scenario, federation, device)
-        self.metrics = all_metrics()
+        self.metrics = measured(scenario.evaluation.metrics)
+        self.num_groups = len(federation.group_names)
         self.pool, self._test = federation.train.to(device), federation.test.to(device)
         self._federation = federation
         self.objective = Objective()

@@ -25,7 +25,7 @@ from fedsim.models import Outputs
 from fedsim.parameters import FlatNetwork
 
 if TYPE_CHECKING:
-    from fedsim.scenario import ClientSettings
+    from fedsim.settings import ClientSettings
 
 CHUNK = 2048
 """Examples per forward pass where no gradient step follows; fixed, because it decides the last bits of a sum."""

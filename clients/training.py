@@ -6,15 +6,11 @@ written once, for both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from clients import quasi_newton
@@ -22,13 +18,12 @@ from clients.hooks import Shapes
 from clients.methods import LocalMethod, LocalRound, Terms
 from clients.objective import Objective
 from clients.stacked import StackedSteps
-from clients.steps import CHUNK, Client, EachSteps, Steps, layers_stream, shard_loss, weights_file
+from clients.steps import Client, EachSteps, Steps, layers_stream, shard_loss, weights_file
 from fedsim.datasets import Split
-from fedsim.metrics import Metric
 from fedsim.parameters import FlatNetwork
 
 if TYPE_CHECKING:
-    from fedsim.scenario import ClientSettings
+    from fedsim.settings import ClientSettings
 
 State = dict[str, Tensor]
 """What a client keeps between rounds."""
@@ -148,44 +143,6 @@ def losses_stacked(
     losses, _ = steps.full_pass(with_gradient=False)
     back = sorted(range(len(order)), key=order.__getitem__)
     return [losses[place] for place in back]
-
-
-def evaluate(
-    model: FlatNetwork, theta: Tensor, test: Split, sizes: Sequence[int], metrics: Mapping[str, Metric]
-) -> dict[str, NDArray[np.float64]]:
-    """Evaluate one model on the test shards of several clients in one stream.
-
-    Args:
-        model: Resident network; its parameters are overwritten.
-        theta: Weights, [D].
-        test: The clients' test shards one after the other, on the model's device.
-        sizes: Examples of each client, K of them, summing to len(test).
-        metrics: Name -> metric.
-
-    Returns:
-        Name -> mean over each client's examples, [K]; NaN for a client without examples.
-    """
-    if theta is not model.theta:
-        model.theta.copy_(theta)
-    values: dict[str, list[Tensor]] = {name: [] for name in metrics}
-    model.network.eval()
-    with torch.inference_mode():
-        for start in range(0, len(test), CHUNK):
-            batch = test[start : start + CHUNK]
-            logits = model.outputs(batch.x).logits
-            for name, metric in metrics.items():
-                values[name].append(metric.per_example(logits, batch.y))
-    counts = np.asarray(sizes)
-    ends = np.cumsum(counts)
-    means: dict[str, NDArray[np.float64]] = {}
-    for name, parts in values.items():
-        flat = torch.cat(parts).double().cpu().numpy() if parts else np.zeros(0)
-        shares = [
-            float(flat[end - count : end].sum()) / count if count else math.nan
-            for end, count in zip(ends, counts, strict=True)
-        ]
-        means[name] = np.asarray(shares, dtype=np.float64)
-    return means
 
 
 def shapes_of(model: FlatNetwork, x: Tensor, batch_size: int) -> Shapes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Federation:
         input_shape: Shape of one example.
         client_names: K names (hospitals, speakers), or None.
         manifest: Who has how many examples of which class, and a hash of who owns which; JSON-able.
+        group_names: Names of the groups that train.groups and test.groups count, or () without groups.
     """
 
     train: Split
@@ -47,6 +48,7 @@ class Federation:
     input_shape: tuple[int, ...]
     client_names: tuple[str, ...] | None
     manifest: dict[str, Any]
+    group_names: tuple[str, ...] = ()
 
     @classmethod
     def build(cls, dataset: Dataset, partition: Partition, seed: int, root: Path) -> Federation:
@@ -86,6 +88,7 @@ class Federation:
             input_shape=tuple(train.x.shape[1:]),
             client_names=names,
             manifest=_manifest(dataset, partition, seed, raw, names, train_rows, test_rows),
+            group_names=raw.group_names,
         )
 
     @property
@@ -193,11 +196,20 @@ def _prepared(prepare: Callable[[Shard], Shard], shard: Shard) -> Shard:
     done = prepare(shard)
     assert len(done.train) == len(shard.train), "prepare must keep every example"
     assert len(done.test) == len(shard.test), "prepare must keep every example"
-    return done
+    # What an example's group is has nothing to do with how its inputs are scaled.
+    return Shard(
+        replace(done.train, groups=shard.train.groups),
+        replace(done.test, groups=shard.test.groups),
+    )
 
 
 def _joined(splits: list[Split]) -> Split:
-    return Split(torch.cat([split.x for split in splits]), torch.cat([split.y for split in splits]))
+    groups = [split.groups for split in splits if split.groups is not None]
+    return Split(
+        torch.cat([split.x for split in splits]),
+        torch.cat([split.y for split in splits]),
+        torch.cat(groups) if groups else None,
+    )
 
 
 def _offsets(rows: list[Rows]) -> Rows:
@@ -228,6 +240,7 @@ def _manifest(
         "num_clients": len(train_rows),
         "num_classes": raw.num_classes,
         "class_names": list(raw.class_names),
+        **({"group_names": list(raw.group_names)} if raw.group_names else {}),
         "sha256": _digest(dataset.plugin_name, labels, train_rows, test_rows),
         "clients": [
             {"client": i, "name": names[i] if names else None, "train": counts(train), "test": counts(test)}

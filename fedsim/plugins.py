@@ -87,6 +87,13 @@ def find(family: str, name: str, base: type[PluginT]) -> type[PluginT]:
     return found[0]
 
 
+def spelled(plugin: Plugin, family: str) -> str:
+    """Return how a scenario names a plugin: by its file in the family, else by its import path."""
+    kind = type(plugin)
+    inside = kind.__module__.startswith(f"{family}.")
+    return plugin.plugin_name if inside else f"{kind.__module__}:{kind.__qualname__}"
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """Return '; did you mean "x"?' for the known name closest to `name`, or ';'.
 

@@ -20,7 +20,10 @@ from fedsim.errors import RoundError
 from fedsim.parameters import Layout
 from fedsim.wire import EXAMPLES, Answer, pack_arrays, read, unpack_arrays
 
-CentralEvaluation = Callable[[int, ArrayRecord], Mapping[str, float]]
+Measured = Mapping[str, float | list[float]]
+"""Name -> number, or one number per class or group."""
+
+CentralEvaluation = Callable[[int, ArrayRecord], Measured]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Round:
     weights: Mapping[int, float] = field(default_factory=dict)
     info: Mapping[str, float | str] = field(default_factory=dict)
     failures: tuple[Answer, ...] = ()
-    central: Mapping[str, float] = field(default_factory=dict)
+    central: Measured = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import reduce
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from safetensors.numpy import save_file
 from fedsim.errors import DataError
 from fedsim.fairness import CONVENTIONS, fairness_block, improved_share
 from fedsim.federation import Federation
+from fedsim.metrics import SUMS, Task, given, measured
 from fedsim.rounds import Round
 from fedsim.scenario import Scenario
 from fedsim.wire import Answer, unpack_arrays
@@ -40,6 +42,11 @@ PACKAGES = ("fedsim", "flwr", "flwr-datasets", "ray", "torch", "torchvision", "n
 
 FLUSH_S = 10.0
 """Least seconds between two writings of the tables during a run."""
+
+MODELS = ("test", "server")
+"""Begin the columns of an evaluation: of the model a client uses, and of the shared one where that is another."""
+
+Cell = float | str | list[float]
 
 TRAIN_COLUMNS = {"loss": "loss", "loss-after": "loss_after", "steps": "steps", "update-norm": "update_norm"}
 """Name on the wire -> column; further numbers a client reports keep their name."""
@@ -75,7 +82,12 @@ class RunFolder:
         self._scenario = scenario
         self._federation = federation
         self._clients: list[dict[str, NDArray[Any]]] = []
-        self._rounds: list[dict[str, float | str]] = []
+        self._rounds: list[dict[str, Cell]] = []
+        self._metrics = measured(scenario.evaluation.metrics)
+        self._values = given(self._metrics.values())
+        vectors = [name for name, value in self._values.items() if value.vector]
+        # Other lists that a client may send are nobody's columns.
+        self._lists = {f"{model}_{name}" for model in MODELS for name in vectors}
         self._arrays: ArrayRecord | None = None
         self._previous_loss: NDArray[np.float64] | None = None
         self._seconds = {"start": 0.0, "train": 0.0, "aggregate": 0.0, "evaluate": 0.0}
@@ -139,7 +151,7 @@ class RunFolder:
 
     def _client_rows(self, finished: Round) -> dict[str, NDArray[Any]]:
         count = self._federation.num_clients
-        nothing = np.full(count, np.nan)
+        nothing, no_list = np.full(count, np.nan), np.full(count, None)
         table: dict[str, NDArray[Any]] = {
             "round": np.full(count, finished.number),
             "client": np.arange(count),
@@ -152,6 +164,8 @@ class RunFolder:
                 for column in (*TRAIN_COLUMNS.values(), "weight", "test_loss", "test_accuracy")
             },
         }
+        for name, measure in self._values.items():
+            table.setdefault(f"test_{name}", no_list.copy() if measure.vector else nothing.copy())
         for failure in self._known(finished.failures):
             table["failed"][failure.client] = True
         for answer in self._known(finished.trained):
@@ -161,6 +175,9 @@ class RunFolder:
                 if name not in ("client", "num-examples"):
                     column = TRAIN_COLUMNS.get(name, name.replace("-", "_"))
                     table.setdefault(column, nothing.copy())[answer.client] = value
+            for name, vector in answer.vectors.items():
+                if name in self._lists:
+                    table.setdefault(name, no_list.copy())[answer.client] = vector.tolist()
         for client, weight in finished.weights.items():
             table["weight"][client] = weight
         return table
@@ -169,10 +186,22 @@ class RunFolder:
         """Return the answers of clients of the federation: a node that failed may not have said which it is."""
         return [answer for answer in answers if 0 <= answer.client < self._federation.num_clients]
 
-    def _round_row(self, finished: Round, table: dict[str, NDArray[Any]]) -> dict[str, float | str]:
+    def _pooled(self, answers: Sequence[Answer]) -> dict[str, float | list[float]]:
+        """Return metrics of all clients' test examples together, from the sums that the clients sent."""
+        task = Task(self._federation.num_classes, len(self._federation.group_names))
+        in_order = sorted(self._known(answers), key=lambda answer: answer.client)  # a sum has one order
+        found: dict[str, float | list[float]] = {}
+        for name, metric in self._metrics.items():
+            sums = [answer.vectors[SUMS + name] for answer in in_order if SUMS + name in answer.vectors]
+            if metric.pooled and sums:
+                values = metric.values(reduce(np.add, sums)[None], task)
+                found |= {given_name: value[0].tolist() for given_name, value in values.items()}
+        return found
+
+    def _round_row(self, finished: Round, table: dict[str, NDArray[Any]]) -> dict[str, Cell]:
         lr = getattr(self._scenario.server, "lr", None) or math.nan
         decay = self._scenario.server.lr_decay ** max(0, finished.number - 1)
-        row: dict[str, float | str] = {
+        row: dict[str, Cell] = {
             "round": finished.number,
             **{f"seconds_{phase}": seconds for phase, seconds in finished.seconds.items() if phase != "total"},
             "seconds": finished.seconds["total"],
@@ -184,6 +213,7 @@ class RunFolder:
             **finished.info,
         }
         if finished.evaluated:
+            row |= {f"pooled_{name}": value for name, value in self._pooled(finished.evaluated).items()}
             accuracy = _measures(table["test_accuracy"], table["test_examples"], higher_is_better=True)
             row |= {
                 "mean_accuracy": accuracy["mean"],
@@ -201,12 +231,13 @@ class RunFolder:
         fairness: dict[str, Any] = {}
         if evaluated:
             last = evaluated[-1]
-            measured = {"test_accuracy": True, "test_loss": False, "server_accuracy": True, "server_loss": False}
-            for name, higher in ((name, higher) for name, higher in measured.items() if name in last):
-                fairness[name] = _measures(last[name], last["test_examples"], higher_is_better=higher)
-            shares = [float(row["improved"]) for row in self._rounds if "improved" in row]
+            for column, higher in self._measurable():
+                # The measures of spread are defined for what cannot be negative; a metric of one's own may be.
+                if column in last and not (last[column] < 0).any():
+                    fairness[column] = _measures(last[column], last["test_examples"], higher_is_better=higher)
+            shares = [share for row in self._rounds if isinstance(share := row.get("improved"), float)]
             fairness["improved"] = float(np.mean(shares)) if shares else math.nan
-        central = [row for row in self._rounds if "central_accuracy" in row]
+        asked = {"pooled": self._last("pooled_"), "metrics": self._definitions()}
         return {
             "scenario": self._scenario.name,
             "strategy": self._scenario.method,
@@ -217,9 +248,28 @@ class RunFolder:
             "partition_sha256": self._federation.manifest["sha256"],
             "model_sha256": model_digest(model) if model else None,
             "fairness": fairness,
-            "central": {k: central[-1][f"central_{k}"] for k in ("accuracy", "loss")} if central else None,
+            "central": self._last("central_") or None,
+            **(asked if self._scenario.evaluation.metrics else {}),
             "seconds": {**self._seconds, "total": time.perf_counter() - self._began},
         }
+
+    def _measurable(self) -> list[tuple[str, bool]]:
+        """Return (column, whether higher is better) of every number per client with a better end."""
+        ways = [
+            (name, v.better == "higher")
+            for name, v in self._values.items()
+            if not v.vector and v.better != "neither"
+        ]
+        return [(f"{model}_{name}", higher) for model in MODELS for name, higher in ways]
+
+    def _last(self, prefix: str) -> dict[str, Cell]:
+        """Return the columns of the last evaluated round that begin so, without the prefix."""
+        rows = [{k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)} for row in self._rounds]
+        return next((row for row in reversed(rows) if row), {})
+
+    def _definitions(self) -> dict[str, dict[str, str]]:
+        """Return what the columns test_<name> and pooled_<name> mean, for readers without the code."""
+        return {name: {"definition": v.definition, "better": v.better} for name, v in self._values.items()}
 
 
 def refuse_used(path: Path) -> None:
@@ -258,6 +308,8 @@ def _plain(value: Any) -> Any:
     """Return JSON-able data: numbers that JSON has no word for become null."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value

@@ -14,33 +14,31 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import tomli_w
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
 )
 
-from clients.hooks import Hook, misfits
+from clients.hooks import misfits
 from fedsim import plugins
+from fedsim.choices import merge_named, spelled_out, with_plugins
 from fedsim.datasets import Dataset
 from fedsim.errors import ScenarioError
+from fedsim.evaluation import EvaluationSettings
 from fedsim.models import Model
 from fedsim.partitions import Partition
 from fedsim.plugins import Options, Plugin, UnknownPluginError
 from fedsim.sentences import sentences
+from fedsim.settings import ClientSettings, EngineSettings, Section, ServerSettings
 from strategies import stock_options
 from strategies.rules import AnyRule
 from strategies.stock_options import StockOptions
-
-Decay = Annotated[float, Field(gt=0.0, le=1.0)]
 
 FAMILIES: Mapping[str, tuple[str, type[Plugin]]] = {
     "data": ("fedsim.datasets", Dataset),
@@ -49,107 +47,6 @@ FAMILIES: Mapping[str, tuple[str, type[Plugin]]] = {
     "strategy": ("strategies.rules", AnyRule),
 }
 """Sections that name a plugin: package and base class of each."""
-
-LISTS: Mapping[str, tuple[str, str, type[Plugin]]] = {"client": ("hooks", "clients.hooks", Hook)}
-"""Sections with a list of plugins: its key, package and base class."""
-
-
-class Section(Options):
-    """A table of plain settings."""
-
-
-class ClientSettings(Section):
-    """Local training, the same for every client.
-
-    Attributes:
-        local_epochs: Passes over the client's train shard; 0 sends one full-batch gradient instead, and of the
-            settings below only weight_decay matters.
-        batch_size: Examples per step; the last batch of an epoch may be smaller.
-        lr: Learning rate of SGD.
-        lr_decay: Factor on lr after each round.
-        momentum: Heavy-ball momentum of SGD, reset at the start of a round.
-        weight_decay: L2 coefficient: weight_decay / 2 * ||theta||^2 is part of the training loss f_k.
-        clip_norm: Largest norm of a step's gradient; None does not clip.
-        augment: Random changes of images: "flip" mirrors half of them, "crop_flip" also moves each by up to 4
-            pixels; from each client's own generator.
-        hooks: What joins local training, see clients/hooks; tables of a name and options.
-        losses: "exact": every client of a round reports its training loss before and after local training, two more
-            passes over its shard. "needed": only what the strategy reads.
-        cohort: "each": clients are trained one after the other. "stacked": a block of them at once
-            (torch.func.vmap); the same numbers to rounding. "auto": whichever is faster for the model on this kind
-            of device; the resolved scenario names it.
-        block_size: Most clients trained at once; None chooses by the size of the model and the memory.
-    """
-
-    local_epochs: NonNegativeInt = 1
-    batch_size: PositiveInt = 32
-    lr: PositiveFloat = 0.05
-    lr_decay: Decay = 1.0
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    weight_decay: NonNegativeFloat = 0.0
-    clip_norm: PositiveFloat | None = None
-    augment: Literal["none", "flip", "crop_flip"] = "none"
-    hooks: tuple[Hook, ...] = ()
-    losses: Literal["exact", "needed"] = "exact"
-    cohort: Literal["auto", "each", "stacked"] = "auto"
-    block_size: PositiveInt | None = None
-
-    @property
-    def named_hooks(self) -> dict[str, Hook]:
-        """The hooks by the name they have in a scenario, in order."""
-        return {_name_of(hook): hook for hook in self.hooks}
-
-
-class ServerSettings(Section):
-    """What the server does around the rule.
-
-    Attributes:
-        lr: Server learning rate eta in theta <- theta - eta d; None takes the rule's default. Not for strategies of
-            Flower's, which take a step of their own.
-        lr_decay: Factor on lr after each round.
-        clients_per_round: Clients drawn without replacement each round; None takes all.
-        average: Which model is served, that is evaluated and kept; training goes on from the last one in any case.
-            "none": the last. "all": the mean over all rounds, as AFL returns. "recent": a mean that reaches back
-            about as many rounds as it takes to sample every client once; under full participation the last.
-    """
-
-    lr: PositiveFloat | None = None
-    lr_decay: Decay = 1.0
-    clients_per_round: PositiveInt | None = None
-    average: Literal["none", "all", "recent"] = "none"
-
-
-class EngineSettings(Section):
-    """Where clients are trained. `backend` and `workers` change no bit of a result.
-
-    Attributes:
-        backend: "ray": resident workers in processes of their own. "local": this process.
-        workers: Number of Ray workers; None takes one per CPU core (per share of a GPU).
-        gpus_per_worker: Share of a GPU each worker takes; 0 trains on CPUs.
-        threads_per_worker: Threads of one worker's linear algebra on a CPU.
-        precision: Of training and evaluation: "float32"; "tf32" lets a GPU multiply with 10-bit mantissas; "bf16"
-            runs forward and backward passes in bfloat16 where PyTorch deems it safe, with weights in float32.
-        max_failures: Clients that may fail in one round before the run stops.
-        timeout_s: Seconds to wait for the clients of one round; None waits without end.
-    """
-
-    backend: Literal["ray", "local"] = "ray"
-    workers: PositiveInt | None = None
-    gpus_per_worker: NonNegativeFloat = 0.0
-    threads_per_worker: PositiveInt = 1
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
-    max_failures: NonNegativeInt = 0
-    timeout_s: PositiveFloat | None = None
-
-
-class EvaluationSettings(Section):
-    """When the model is evaluated on every client.
-
-    Attributes:
-        every: Rounds between evaluations; the initial and the final model are always evaluated.
-    """
-
-    every: PositiveInt = 1
 
 
 class Scenario(BaseModel):
@@ -320,7 +217,7 @@ def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in layer.items():
         below = merged.get(key)
         if isinstance(value, dict) and isinstance(below, list):
-            merged[key] = _merge_named(below, value)
+            merged[key] = merge_named(below, value)
             continue
         if not (isinstance(value, dict) and isinstance(below, dict)):
             merged[key] = value
@@ -329,18 +226,6 @@ def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
             shared = FAMILIES[key][1].model_fields
             below = {option: setting for option, setting in below.items() if option in shared}
         merged[key] = _merge(below, value)
-    return merged
-
-
-def _merge_named(below: Sequence[Any], layer: Mapping[str, Any]) -> list[Any]:
-    """Change entries of a list of plugins by name ("client.hooks.cmi.lam=0.5"); a new name adds an entry."""
-    merged = [dict(entry) if isinstance(entry, Mapping) else {"name": entry} for entry in below]
-    for name, options in layer.items():
-        entry = next((entry for entry in merged if entry.get("name") == name), None)
-        if entry is None:
-            entry = {"name": name}
-            merged.append(entry)
-        entry.update(options if isinstance(options, Mapping) else {"options": options})
     return merged
 
 
@@ -361,7 +246,7 @@ def _parts(table: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     return parts
 
 
-_SECTIONS: Mapping[str, type[Section]] = {
+_SECTIONS: Mapping[str, type[Options]] = {
     "client": ClientSettings,
     "server": ServerSettings,
     "engine": EngineSettings,
@@ -384,40 +269,15 @@ def _scalars(given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         return given
 
 
-def _section(key: str, section: type[Section], given: object, problems: list[str]) -> Section | None:
+def _section(key: str, section: type[Options], given: object, problems: list[str]) -> Options | None:
     if not isinstance(given, dict):
         problems.append(f"{key}: must be a table, got {given!r}")
         return None
-    if key in LISTS:
-        option, family, base = LISTS[key]
-        given = {**given, option: _list(f"{key}.{option}", family, base, given.get(option, []), problems)}
     try:
-        return section(**given)
+        return section(**with_plugins(key, section, given, problems))
     except ValidationError as error:
         problems.extend(sentences(f"{key}.", error, section, key))
         return None
-
-
-def _list(key: str, family: str, base: type[Plugin], given: object, problems: list[str]) -> tuple[Plugin, ...]:
-    """Return the plugins of a list: tables of a name and options, or bare names."""
-    if isinstance(given, dict):  # by name, as "--set client.hooks.cmi.lam=0.5" gives where there was no list
-        given = _merge_named([], given)
-    if not isinstance(given, list):
-        problems.append(f"{key}: must be a list of tables ([[{key}]] with a name each), got {given!r}")
-        return ()
-    found: list[Plugin] = []
-    names: list[str] = []
-    for place, entry in enumerate(given):
-        table = {"name": entry} if isinstance(entry, str) else entry
-        name = table.get("name") if isinstance(table, dict) else None
-        where = f"{key}.{name}" if isinstance(name, str) and ":" not in name else f"{key}[{place}]"
-        plugin = _plugin(where, family, base, table, {}, problems)
-        if plugin is not None:
-            found.append(plugin)
-            names.append(_name_of(plugin))
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f'{key}: "{name}" is named {names.count(name)} times; name it once')
-    return tuple(found)
 
 
 def _plugin(
@@ -489,16 +349,18 @@ def _resolve(parts: dict[str, Any], problems: list[str]) -> None:
 
 def _plain(model: BaseModel) -> dict[str, Any]:
     nested = getattr(model, "nested", ())
-    listed = [option for option, _, _ in LISTS.values() if isinstance(getattr(model, option, None), tuple)]
     named = {"name": _name_of(model)} if isinstance(model, Plugin) else {}
-    dumped = json.loads(model.model_dump_json(exclude_none=True, exclude={*nested, *listed}))
-    lists = {option: [_plain(plugin) for plugin in getattr(model, option)] for option in listed}
-    return {**named, **dumped, **lists, **{option: _plain(getattr(model, option)) for option in nested}}
+    dumped = json.loads(model.model_dump_json(exclude_none=True, exclude={*nested, *getattr(model, "lists", ())}))
+    return {
+        **named,
+        **dumped,
+        **spelled_out(model),
+        **{option: _plain(getattr(model, option)) for option in nested},
+    }
 
 
 def _name_of(plugin: Plugin) -> str:
     kind = type(plugin)
-    families = [family for family, _ in FAMILIES.values()] + [family for _, family, _ in LISTS.values()]
-    inside = any(kind.__module__.startswith(f"{family}.") for family in families)
+    inside = any(kind.__module__.startswith(f"{family}.") for family, _ in FAMILIES.values())
     named = inside or isinstance(plugin, StockOptions)
     return plugin.plugin_name if named else f"{kind.__module__}:{kind.__qualname__}"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,17 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from clients.training import evaluate
+from clients.evaluation import evaluate
+from fedsim import plugins
 from fedsim.averages import Average
 from fedsim.datasets import data_root
 from fedsim.errors import FedSimError, ScenarioError
 from fedsim.federation import Federation
-from fedsim.metrics import all_metrics
+from fedsim.metrics import SUMS, measured
 from fedsim.models._check import build_model
 from fedsim.parameters import FlatNetwork, tensor_of
 from fedsim.report import save_partition_figure, write_report
-from fedsim.rounds import Callback, Round, run_rounds
+from fedsim.rounds import Callback, CentralEvaluation, Round, run_rounds
 from fedsim.run_folder import RunFolder, default_folder
 from fedsim.scenario import Scenario, overrides_of
 from fedsim.wire import pack_arrays, unpack_arrays
@@ -108,6 +109,14 @@ def build_federation(scenario: Scenario) -> Federation:
     if wanted is not None and wanted > federation.num_clients:
         most = f"must be at most {federation.num_clients}, as many clients as there are"
         raise ScenarioError(scenario.name, [f"server.clients_per_round: {most}, got {wanted}"])
+    groupless = [
+        f"evaluation.metrics.{place}: {plugins.spelled(metric, 'fedsim.metrics')} needs groups, and data set "
+        f"{scenario.data.plugin_name} names none; leave it out, or take one that does, such as heart"
+        for place, metric in enumerate(scenario.evaluation.metrics)
+        if metric.needs_groups and not federation.group_names
+    ]
+    if groupless:
+        raise ScenarioError(scenario.name, groupless)
     return federation
 
 
@@ -149,9 +158,7 @@ def _rounds(
     )
 
 
-def _central_evaluation(
-    scenario: Scenario, federation: Federation
-) -> Callable[[int, ArrayRecord], Mapping[str, float]] | None:
+def _central_evaluation(scenario: Scenario, federation: Federation) -> CentralEvaluation | None:
     """Return a function that evaluates on the common test set, if the data have one."""
     if federation.common_test is None:
         return None
@@ -159,13 +166,19 @@ def _central_evaluation(
     network = build_model(scenario.model, federation.input_shape, federation.num_classes, scenario.seed)
     model = FlatNetwork(network, device)
     test = federation.common_test.to(device)
-    known = all_metrics()
+    # Groups may be known of the clients' examples alone.
+    known = {
+        name: metric
+        for name, metric in measured(scenario.evaluation.metrics).items()
+        if test.groups is not None or not metric.needs_groups
+    }
+    num_groups = len(federation.group_names)
 
-    def central(server_round: int, arrays: ArrayRecord) -> dict[str, float]:
+    def central(server_round: int, arrays: ArrayRecord) -> dict[str, float | list[float]]:
         del server_round
         theta = tensor_of(model.layout.join(unpack_arrays(arrays))).to(device)
-        means = evaluate(model, theta, test, [len(test)], known)
-        return {name: float(column[0]) for name, column in means.items()}
+        found = evaluate(model, theta, test, [len(test)], known, num_groups=num_groups)
+        return {name: column[0].tolist() for name, column in found.items() if not name.startswith(SUMS)}
 
     return central
 

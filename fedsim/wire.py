@@ -4,7 +4,8 @@ request   arrays (ArrayRecord, the weights)   config (ConfigRecord: server-round
           extra (ArrayRecord, what a rule sends along with the weights), where there is any
 train     arrays (the local weights), or update (one flat array) when the request's reply is "update";
           metrics (MetricRecord: client, num-examples, loss, loss-after, steps, ...)
-evaluate  metrics (client, num-examples, test_loss, test_accuracy, ...)
+evaluate  metrics (client, num-examples, test_loss, test_accuracy, ...; lists for what is one number per class or
+          group, and sums.<metric>, the additive sums of a metric whose value on all clients' examples is wanted)
 query.losses  metrics (client, num-examples, loss: the mean training loss at the weights sent)
 """
 
@@ -59,7 +60,7 @@ class Block:
 
     Attributes:
         clients: Their numbers, K of them.
-        numbers: Metric name -> [K].
+        numbers: Metric name -> [K], or [K, S] where a client sends a list.
         updates: [K, D], or None for an evaluation.
         errors: Row -> what went wrong there; that row of the arrays means nothing.
         theta: The weights received, [D], when local weights rather than updates were asked for.
@@ -75,18 +76,22 @@ class Block:
 
     def content(self, row: int) -> RecordDict:
         """Return one client's answer as Flower records."""
-        numbers = {name: float(column[row]) for name, column in self.numbers.items()}
-        for name in (CLIENT, EXAMPLES):
-            if name in numbers:
-                numbers[name] = int(numbers[name])
-        content = RecordDict(
-            {METRICS: MetricRecord(cast(dict[str, int | float | list[int] | list[float]], numbers))}
-        )
+        scalars, vectors = self.row(row)
+        numbers: dict[str, int | float | list[int] | list[float]] = {
+            **{name: int(value) if name in (CLIENT, EXAMPLES) else value for name, value in scalars.items()},
+            **{name: vector.tolist() for name, vector in vectors.items()},
+        }
+        content = RecordDict({METRICS: MetricRecord(numbers)})
         if self.updates is not None and self.theta is not None and self.layout is not None:
             content[ARRAYS] = pack_arrays(self.layout.split(self.theta - self.updates[row]))
         elif self.updates is not None:
             content[UPDATE] = pack_arrays({UPDATE: self.updates[row]})
         return content
+
+    def row(self, row: int) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+        """Return one client's numbers and lists."""
+        scalars = {name: float(column[row]) for name, column in self.numbers.items() if column.ndim == 1}
+        return scalars, {name: column[row] for name, column in self.numbers.items() if column.ndim > 1}
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,14 @@ class Answer:
         numbers: Its metrics, empty when it failed.
         error: What went wrong, or None.
         node: Flower's node id.
+        vectors: Its metrics that are lists, each [S].
     """
 
     client: int
     numbers: Mapping[str, float]
     error: str | None = None
     node: int | None = None
+    vectors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def key(self) -> int:
@@ -173,13 +180,14 @@ def read(reply: Message) -> Answer:
     stacked = _stacked(reply)
     if stacked is not None:
         block, row = stacked
-        numbers = {name: float(column[row]) for name, column in block.numbers.items()}
-        return Answer(block.clients[row], numbers, node=node)
-    numbers = {}
+        numbers, vectors = block.row(row)
+        return Answer(block.clients[row], numbers, node=node, vectors=vectors)
+    numbers, vectors = {}, {}
     for record in reply.content.metric_records.values():
         numbers |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+        vectors |= {name: np.array(value, np.float64) for name, value in record.items() if isinstance(value, list)}
     client = numbers.get(CLIENT, math.nan)
-    return Answer(int(client) if math.isfinite(client) else by_node, numbers, node=node)
+    return Answer(int(client) if math.isfinite(client) else by_node, numbers, node=node, vectors=vectors)
 
 
 def read_update(reply: Message, theta: Floats, layout: Layout) -> Floats:

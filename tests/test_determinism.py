@@ -18,8 +18,9 @@ from fedsim.federation import Federation
 from fedsim.models._check import build_model
 from fedsim.rounds import run_rounds
 from fedsim.run_folder import RunFolder
-from fedsim.scenario import EngineSettings, Scenario
+from fedsim.scenario import Scenario
 from fedsim.server_app import strategy_of
+from fedsim.settings import EngineSettings
 from fedsim.wire import pack_arrays
 
 BASE = {
@@ -37,6 +38,9 @@ RULES: dict[str, dict[str, Any]] = {
     "adafed": {"name": "adafed"},
     "dqnfed": {"name": "dqnfed", "pairs_from": "rounds"},  # clients keep a state
 }
+
+
+MEASURED = ["cmi", "calibration", "macro_f1", "class_accuracy"]
 
 
 class SmallGroups(Federation):
@@ -121,6 +125,17 @@ def test_any_number_of_workers_gives_the_bits_of_one_process(rule: str, workers:
         assert_same(run(scenario, federation, workers(app, count), tmp_path / str(count)), expected)
 
 
+@pytest.mark.slow
+def test_metrics_are_the_same_bits_on_any_number_of_workers(workers: Any, tmp_path: Path) -> None:
+    scenario = scenario_of("fedavg", rounds=2, evaluation={"metrics": MEASURED})
+    federation = federation_of(scenario)
+    expected = run(scenario, federation, LocalGrid(LocalApp(scenario, federation)), tmp_path / "local")
+    assert expected["rounds"]["pooled_cmi"].notna().all()
+    for count in (1, 3):
+        app = LocalApp(scenario, federation)
+        assert_same(run(scenario, federation, workers(app, count), tmp_path / str(count)), expected)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_second_run_gives_the_same_bits_and_another_seed_others(rule: str, tmp_path: Path) -> None:
     def once(name: str, **changes: Any) -> dict[str, Any]:
@@ -144,16 +159,21 @@ def test_evaluating_some_clients_gives_the_same_bits_as_evaluating_all() -> None
 
     from fedsim.wire import pack_request, read
 
-    scenario = scenario_of("fedavg")
+    scenario = scenario_of("fedavg", evaluation={"metrics": MEASURED})
     federation = federation_of(scenario)
     network = build_model(scenario.model, federation.input_shape, federation.num_classes, scenario.seed)
     arrays = pack_arrays({name: value.detach().numpy() for name, value in network.named_parameters()})
     records = pack_request(arrays, ConfigRecord(), 0, wants_update=False)
     grid = LocalGrid(LocalApp(scenario, federation))
 
-    def evaluate(nodes: list[int]) -> dict[int, dict[str, float]]:
+    def evaluate(nodes: list[int]) -> dict[int, dict[str, Any]]:
         sent = [Message(records, dst_node_id=node, message_type="evaluate") for node in nodes]
-        return {answer.client: dict(answer.numbers) for answer in map(read, grid.send_and_receive(sent))}
+        answers = list(map(read, grid.send_and_receive(sent)))
+        assert all("sums.cmi" in answer.vectors for answer in answers)
+        return {
+            answer.client: {**answer.numbers, **{name: repr(v.tolist()) for name, v in answer.vectors.items()}}
+            for answer in answers
+        }
 
     every = evaluate(grid.get_node_ids())
     for nodes in ([3], [8, 1], [2, 4, 6]):

@@ -34,16 +34,27 @@ class Numbered(Dataset):
     counts: tuple[int, ...] = (60, 30, 10)
     owners: tuple[int, ...] | None = None
     shift: bool = False
+    grouped: bool = False
 
     def load(self, root: Path) -> RawData:
         del root
         y = torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts))
-        train = Split(torch.arange(len(y), dtype=torch.float32)[:, None], y)
+        # Example i is of group i % 3.
+        groups = torch.arange(len(y)) % 3 if self.grouped else None
+        train = Split(torch.arange(len(y), dtype=torch.float32)[:, None], y, groups)
         owners = None
         if self.owners is not None:
             owners = np.array([f"owner {i}" for i, size in enumerate(self.owners) for _ in range(size)])
         names = tuple(f"class {i}" for i in range(len(self.counts)))
-        return RawData(train, train[:5], len(names), names, owners, _shift if self.shift else None)
+        return RawData(
+            train,
+            train[:5],
+            len(names),
+            names,
+            owners,
+            _shift if self.shift else None,
+            ("a", "b", "c") if self.grouped else (),
+        )
 
 
 def _shift(shard: Shard) -> Shard:
@@ -239,6 +250,35 @@ def test_pickling_shares_memory_out_of_band() -> None:
     copy = pickle.loads(stream.getvalue(), buffers=[memoryview(bytes(buffer)).toreadonly() for buffer in buffers])
     assert copy.manifest == federation.manifest
     torch.testing.assert_close(copy.client(3).train.x, federation.client(3).train.x)
+
+
+@pytest.mark.parametrize("shift", [False, True])  # prepare knows nothing of groups
+@pytest.mark.parametrize("limit", [None, 57])
+def test_an_example_keeps_its_group_wherever_it_goes(shift: bool, limit: int | None) -> None:
+    federation = build(Numbered(grouped=True, shift=shift, limit=limit), Dirichlet(num_clients=4))
+    assert federation.group_names == ("a", "b", "c")
+    assert federation.manifest["group_names"] == ["a", "b", "c"]
+    moved = pickle.loads(pickle.dumps(federation))
+    same = build(Numbered(limit=limit), Dirichlet(num_clients=4))  # the example numbers, before prepare
+    for client in range(4):
+        drawn = same.client(client)
+        for shard in (federation.client(client), moved.client(client)):
+            for split, original in ((shard.train, drawn.train), (shard.test.to(torch.device("cpu")), drawn.test)):
+                assert split.groups is not None
+                assert split.groups.tolist() == [number % 3 for number in numbers(original)]
+
+
+def test_groups_change_neither_division_nor_hash() -> None:
+    plain, grouped = (build(Numbered(grouped=grouped), Dirichlet(num_clients=4)) for grouped in (False, True))
+    assert "group_names" not in plain.manifest
+    assert plain.train.groups is None
+    assert plain.manifest["sha256"] == grouped.manifest["sha256"]
+    assert numbers(plain.train) == numbers(grouped.train)
+
+
+def test_as_many_groups_as_examples() -> None:
+    with pytest.raises(ValueError, match="groups and y must have the same length, got 2 and 3"):
+        Split(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
 
 
 def test_no_feature_of_one_hospital_changes_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

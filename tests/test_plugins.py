@@ -60,6 +60,16 @@ def base_of(family: str) -> type[Plugin]:
     return __import__(family).Shape  # type: ignore[no-any-return]
 
 
+def test_a_plugin_is_spelled_as_a_scenario_names_it() -> None:
+    from fedsim.metrics import Metric
+    from fedsim.metrics.cmi import Cmi
+    from tests.metrics.outside import Brier
+
+    for plugin, name in ((Cmi(), "cmi"), (Brier(), "tests.metrics.outside:Brier")):
+        assert plugins.spelled(plugin, "fedsim.metrics") == name
+        assert plugins.find("fedsim.metrics", name, Metric) is type(plugin)  # type: ignore[type-abstract]
+
+
 def test_names_are_the_files_sorted_without_private_ones(family: str) -> None:
     assert plugins.names(family) == ["none", "square", "two"]
 

@@ -227,6 +227,15 @@ class TestCallback:
         run.close("finished")
         assert read(run.path)[2]["num_failures"].tolist() == [1]
 
+    def test_lists_that_no_metric_gives_are_left_alone(self, run: RunFolder) -> None:
+        """A client of somebody else's may send any list; a column of numbers is no place for it."""
+        sent = Answer(1, {"num-examples": 3.0}, vectors={"loss": np.ones(3), "sums.cmi": np.ones(220)})
+        run(evaluated(0, [1.0] * 8, [0.5] * 8, trained=(sent,)))
+        run.close("finished")
+        _, clients, rounds = read(run.path)
+        assert clients["loss"].isna().all()
+        assert not [name for name in (*clients, *rounds) if "cmi" in name]
+
     def test_seconds_add_up(self, run: RunFolder) -> None:
         for number in range(3):
             run(evaluated(number, [1.0] * 8, [0.5] * 8))

@@ -322,7 +322,7 @@ class TestResolved:
     def test_every_default_is_filled_in(self, tmp_path: Path) -> None:
         table = tomllib.loads(small(tmp_path).to_toml())
         local = {"local_epochs", "batch_size", "lr", "lr_decay", "momentum", "weight_decay"}
-        assert set(table["client"]) == {*local, "augment", "hooks", "losses", "cohort"}
+        assert set(table["client"]) == {*local, "augment", "losses", "cohort"}
         assert table["server"]["lr"] == 1.0
         assert table["evaluation"] == {"every": 1}
 
@@ -338,6 +338,53 @@ class TestResolved:
     def test_the_learning_rate_of_the_clients_decays_from_the_second_round(self, tmp_path: Path) -> None:
         scenario = small(tmp_path, "client.lr=0.5", "client.lr_decay=0.5")
         assert [scenario.client_lr(number) for number in (1, 2, 3)] == [0.5, 0.25, 0.125]
+
+
+class TestMetrics:
+    """Lists of plugins: [evaluation] metrics."""
+
+    CHOICE = 'evaluation.metrics=["cmi", {name = "calibration", bins = 10}, "tests.metrics.outside:Brier"]'
+
+    def test_names_and_tables_become_metrics(self, tmp_path: Path) -> None:
+        metrics = small(tmp_path, self.CHOICE).evaluation.metrics
+        assert [repr(metric) for metric in metrics] == ["Cmi()", "Calibration(bins=10)", "Brier(shift=1.0)"]
+
+    def test_they_come_back_from_the_resolved_form(self, tmp_path: Path) -> None:
+        scenario = small(tmp_path, self.CHOICE)
+        assert scenario.table()["evaluation"]["metrics"] == [
+            "cmi",
+            {"name": "calibration", "bins": 10},
+            {"name": "tests.metrics.outside:Brier", "shift": 1.0},
+        ]
+        again = Scenario.load(write(tmp_path, scenario.to_toml(), "again.toml"))
+        assert again == scenario
+        assert again.digest() == scenario.digest()
+        bins = self.CHOICE.replace("10", "11")
+        assert len({small(tmp_path, *more).digest() for more in ((), (self.CHOICE,), (bins,))}) == 3
+
+    def test_a_layer_replaces_the_whole_list(self, tmp_path: Path) -> None:
+        assert small(tmp_path, self.CHOICE, "evaluation.metrics=[]") == small(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("metrics", "place", "words"),
+        [
+            ('["cm"]', ".0", 'no such metric "cm"; did you mean "cmi"? there are accuracy, calibration'),
+            ('["cmi", "fedsim.metrics.cmi:Cni"]', ".1", "cannot import metric"),
+            ('["tests.metrics.samples:NAMES"]', ".0", "is not a fedsim.metrics.Metric"),
+            ('[{name = "calibration", bin = 3}]', ".0.bin", 'did you mean "bins"? calibration takes bins'),
+            ('[{name = "calibration", bins = 0}]', ".0.bins", "must be greater than 0, got 0"),
+            ("[{bins = 3}]", ".0", "must be a name or a table with a name, got {'bins': 3}; there are accuracy"),
+            ("[3]", ".0", "must be a name or a table with a name, got 3; there are accuracy"),
+            ("cmi", "", "must be a list of metrics, got 'cmi'; write evaluation.metrics = [\"cmi\"]"),
+            ("7", "", 'must be a list of metrics, got 7; write evaluation.metrics = ["metric", ...]'),
+            ('["accuracy"]', "", "accuracy is always measured, leave it out"),
+            ('["cmi", "cmi"]', "", "cmi is there twice, keep one of them"),
+        ],
+    )
+    def test_mistakes_are_named(self, tmp_path: Path, metrics: str, place: str, words: str) -> None:
+        problems = problems_of(write(tmp_path, SMALL), f"evaluation.metrics={metrics}")
+        assert list(problems) == [f"evaluation.metrics{place}"]
+        assert words in problems[f"evaluation.metrics{place}"]
 
 
 class TestAcrossSections:

@@ -110,6 +110,33 @@ class TestRequests:
             wire.unpack_request(RecordDict(records))  # type: ignore[arg-type]
 
 
+class TestLists:
+    """What is one number per class, and the sums of a metric, travel as lists of numbers."""
+
+    def block(self) -> Block:
+        generator = np.random.default_rng(1)
+        lists = {"test_class_accuracy": generator.random((3, 4)), "sums.cmi": generator.random((3, 40))}
+        lists["test_class_accuracy"][:, 2] = np.nan
+        return Block((2, 0, 5), {**block().numbers, **lists})
+
+    def test_records_and_rows_of_a_block_are_read_alike(self) -> None:
+        for row in range(3):
+            by_row, by_record = wire.read(lazy(self.block(), row)), wire.read(eager(self.block(), row))
+            assert by_row.client == by_record.client
+            assert by_row.numbers == by_record.numbers
+            assert list(by_row.vectors) == list(by_record.vectors) == ["test_class_accuracy", "sums.cmi"]
+            for name, vector in by_row.vectors.items():
+                assert by_record.vectors[name].dtype == vector.dtype == np.float64
+                np.testing.assert_array_equal(by_record.vectors[name], vector)
+                np.testing.assert_array_equal(vector, self.block().numbers[name][row])
+
+    def test_they_are_ordinary_lists_of_a_record(self) -> None:
+        record = self.block().content(1).metric_records["metrics"]
+        assert isinstance(record["sums.cmi"], list)
+        assert isinstance(record["loss"], float)
+        assert record["client"] == 0
+
+
 class TestReplies:
     @pytest.mark.parametrize("make", [lazy, eager])
     @pytest.mark.parametrize("weights", [False, True])

@@ -21,40 +21,46 @@ from fedsim.plugins import Plugin
 
 @dataclass(frozen=True)
 class Split:
-    """Examples and their classes.
+    """Examples, their classes and, where the data name them, the groups of people they are about.
 
     Attributes:
         x: Inputs, [N, ...]: images [N, channels, height, width] float32, vectors [N, F] float32, or texts
             [N, length] uint8 character codes.
         y: Class numbers, [N] int64.
+        groups: Group numbers, [N] int64, -1 where the group is not known; None where the data name no groups.
     """
 
     x: Tensor
     y: Tensor
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
             raise ValueError(f"x and y must have the same length, got {len(self.x)} and {len(self.y)}")
+        if self.groups is not None and len(self.groups) != len(self.y):
+            raise ValueError(f"groups and y must have the same length, got {len(self.groups)} and {len(self.y)}")
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, rows: Any) -> Split:
-        return Split(self.x[rows], self.y[rows])
+        return Split(self.x[rows], self.y[rows], None if self.groups is None else self.groups[rows])
 
     def to(self, device: torch.device) -> Split:
         """Return the same examples on a device."""
-        return Split(self.x.to(device), self.y.to(device))
+        groups = None if self.groups is None else self.groups.to(device)
+        return Split(self.x.to(device), self.y.to(device), groups)
 
     # NumPy arrays travel out of band, so that processes on one machine share one copy.
     def __getstate__(self) -> dict[str, Any]:
-        return {"x": self.x.cpu().numpy(), "y": self.y.cpu().numpy()}
+        tensors = {"x": self.x, "y": self.y, "groups": self.groups}
+        return {name: None if tensor is None else tensor.cpu().numpy() for name, tensor in tensors.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable.*")
             for name, array in state.items():
-                object.__setattr__(self, name, torch.from_numpy(array))
+                object.__setattr__(self, name, None if array is None else torch.from_numpy(array))
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,8 @@ class RawData:
         class_names: C names, for figures.
         owners: Natural owner of each train example ([N] of str: a hospital, a speaker), or None.
         prepare: Fitted on one client's train examples only and applied to both its splits (imputation,
-            scaling), or None.
+            scaling), or None. Keeps the examples and their order; groups need not be handed on.
+        group_names: G names of the groups that `train.groups` counts, or () without groups.
     """
 
     train: Split
@@ -85,6 +92,7 @@ class RawData:
     class_names: tuple[str, ...]
     owners: NDArray[np.str_] | None = None
     prepare: Callable[[Shard], Shard] | None = None
+    group_names: tuple[str, ...] = ()
 
 
 class Dataset(Plugin, ABC):

@@ -31,12 +31,14 @@ _CATEGORICAL = {
 }
 # No living patient has a cholesterol or blood pressure of 0: that is how the file writes "not measured".
 _ZERO_IS_MISSING = frozenset({"chol", "trestbps"})
+_GROUPS = ("female", "male")
+"""As in the original, where sex is 0 for female and 1 for male; the file spells it out."""
 _COLUMNS = (*_NUMERIC, *_CATEGORICAL, "dataset", "num")
 
 
 @final
 class Heart(Dataset):
-    """Is a heart disease present (num > 0)? Owners are the hospitals; no official test set.
+    """Is a heart disease present (num > 0)? Owners are the hospitals, groups the sexes; no official test set.
 
     x is [N, 25] float32: 6 numeric features, then the one-hot codes of 7 categorical ones with a fixed
     vocabulary. A missing number is NaN until `prepare` imputes it, a missing category is all zeros.
@@ -51,8 +53,9 @@ class Heart(Dataset):
         x = np.array([_features(row, f"{path}, line {line}") for line, row in rows], dtype=np.float32)
         y = np.array([_number(row, "num", f"{path}, line {line}") > 0 for line, row in rows], dtype=np.int64)
         owners = np.array([row["dataset"] for _, row in rows])
-        train = Split(torch.from_numpy(x), torch.from_numpy(y))
-        return RawData(train, None, 2, ("healthy", "disease"), owners, prepare)
+        groups = np.array([_group(row["sex"]) for _, row in rows], dtype=np.int64)
+        train = Split(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(groups))
+        return RawData(train, None, 2, ("healthy", "disease"), owners, prepare, _GROUPS)
 
 
 def prepare(shard: Shard) -> Shard:
@@ -117,6 +120,11 @@ def _features(row: dict[str, str], where: str) -> list[float]:
             )
         values += [float(value == word) for word in vocabulary]
     return values
+
+
+def _group(sex: str) -> int:
+    """Return the number of a patient's group, -1 where the file has no sex; `_features` has refused other words."""
+    return _GROUPS.index(sex.lower()) if sex else -1
 
 
 def _number(row: dict[str, str], name: str, where: str) -> float:

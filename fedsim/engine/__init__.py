@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedsim.engine.base import BlockApp, BlockGrid
-    from fedsim.scenario import EngineSettings
+    from fedsim.settings import EngineSettings
 
 
 def open_grid(app: BlockApp, settings: EngineSettings) -> BlockGrid:

@@ -25,7 +25,7 @@ from fedsim.errors import EngineError
 from fedsim.wire import Block
 
 if TYPE_CHECKING:
-    from fedsim.scenario import EngineSettings
+    from fedsim.settings import EngineSettings
 
 # glibc gives large freed blocks back to the kernel at every step unless told not to.
 WORKER_ENV = {

@@ -13,7 +13,7 @@ from fedsim.errors import EngineError, FedSimError
 from fedsim.wire import Block
 
 if TYPE_CHECKING:
-    from fedsim.scenario import EngineSettings
+    from fedsim.settings import EngineSettings
 
 
 def check_device(settings: EngineSettings) -> int:

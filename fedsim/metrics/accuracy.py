@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
-from torch import Tensor
+import numpy as np
 
-from fedsim.metrics import Metric
+from fedsim.metrics import Floats, Metric, Predictions, Task, Value, ratio
 
 
 @final
 class Accuracy(Metric):
-    """1 where the largest logit is the target's, else 0; on a tie the lowest class counts.
+    """Right answers over examples; the largest logit answers, the lowest class on a tie."""
 
-    >>> import torch
-    >>> Accuracy().per_example(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1])).tolist()
-    [1.0, 0.0]
-    """
+    gives: ClassVar[Mapping[str, Value]] = {
+        "accuracy": Value("Share of the test examples whose largest logit is that of their class.", "higher")
+    }
+    pooled: ClassVar[bool] = False  # its mean weighted by examples, which every summary holds, is the pooled value
 
-    higher_is_better: ClassVar[bool] = True
+    def sums(self, predictions: Predictions) -> Floats:
+        """Return right answers and examples, [K, 2]."""
+        right = predictions.by_client(predictions.predicted == predictions.labels)
+        return np.stack([right, predictions.by_client(np.ones(len(predictions.labels)))], axis=1)
 
-    def per_example(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return 1.0 for a right answer and 0.0 for a wrong one.
-
-        Args:
-            logits: [B, C].
-            targets: [B] int64.
-
-        Returns:
-            [B] float32.
-        """
-        return logits.argmax(dim=1).eq(targets).float()
+    def values(self, sums: Floats, task: Task) -> dict[str, Floats]:
+        """Return the share of right answers."""
+        del task
+        return {"accuracy": ratio(sums[:, 0], sums[:, 1])}

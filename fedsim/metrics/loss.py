@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
-from torch import Tensor
+import numpy as np
 from torch.nn import functional
 
-from fedsim.metrics import Metric
+from fedsim.metrics import Floats, Metric, Predictions, Task, Value, ratio
 
 
 @final
 class Loss(Metric):
-    """-log softmax(logits)[target].
+    """Mean of -log softmax(logits)[target]."""
 
-    >>> import torch
-    >>> Loss().per_example(torch.zeros(1, 4), torch.tensor([2])).exp().round().tolist()
-    [4.0]
-    """
+    gives: ClassVar[Mapping[str, Value]] = {
+        "loss": Value("Mean cross entropy of the test examples, in nats.", "lower")
+    }
+    pooled: ClassVar[bool] = False  # as for the accuracy
 
-    higher_is_better: ClassVar[bool] = False
+    def sums(self, predictions: Predictions) -> Floats:
+        """Return the sum of the losses and the number of examples, [K, 2]."""
+        # Each loss in float32 as in training, their sum in float64.
+        losses = functional.cross_entropy(predictions.logits, predictions.targets, reduction="none").numpy()
+        return np.stack([predictions.by_client(losses), predictions.by_client(np.ones(len(losses)))], axis=1)
 
-    def per_example(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross entropy of each example.
-
-        Args:
-            logits: [B, C].
-            targets: [B] int64.
-
-        Returns:
-            [B] float32, in nats.
-        """
-        # In float32 whatever the model ran in: half precision would lose the losses of well fitted examples.
-        return functional.cross_entropy(logits.float(), targets, reduction="none")
+    def values(self, sums: Floats, task: Task) -> dict[str, Floats]:
+        """Return the mean loss."""
+        del task
+        return {"loss": ratio(sums[:, 0], sums[:, 1])}

@@ -12,9 +12,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedsim.errors import DataError
-from fedsim.report import certificate, figures, partition, style, tables, words
+from fedsim.report import certificate, figures, measured, partition, style, tables, words
 from fedsim.report.folder import RunFolder, read
 from fedsim.report.template import TEMPLATE
+
+_LABELS = {
+    "concentration": "CMI, Gamma and NCMI of all clients' test examples together, over rounds.",
+    "quality": "Calibration error and macro F1 over rounds, of all examples together and of the clients.",
+    "groups": "Accuracy of each group and differences between groups, over rounds.",
+}
 
 
 class Picture(NamedTuple):
@@ -84,6 +90,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "problems": run.problems,
         "pictures": {picture.name: picture for picture in _pictures(run)},
         "measures": tables.measures(run),
+        "measured": measured.rows(run),
         "improved": words.percent(tables.as_float((summary.get("fairness") or {}).get("improved"))),
         "improved_value": repr(tables.as_float((summary.get("fairness") or {}).get("improved"))),
         "central": _central(run),
@@ -202,6 +209,7 @@ def _pictures(run: RunFolder) -> list[Picture]:
             (lambda: figures.training_loss(run.rounds)) if has_loss else None,
             "No round with a training loss was finished.",
         ),
+        *(_picture(name, _LABELS[name], draw, nothing) for name, draw in measured.figures(run).items()),
     ]
 
 

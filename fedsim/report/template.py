@@ -133,6 +133,31 @@ examples can tell about one client (Wilson, 95 %); the lowest of many clients is
 {% endif %}
 {{ figure("size", "Test accuracy at the last evaluation against the client's training examples.") }}
 
+{% if measured or "concentration" in pictures or "quality" in pictures or "groups" in pictures %}
+<h2 id="beyond">Beyond accuracy</h2>
+{% if "groups" in pictures %}
+{{ figure("groups", "All clients' test examples together. Demographic parity compares how often a class is predicted for two groups; equalised odds compares the same among examples of one true class; the accuracy gap is the largest minus the smallest accuracy; MacroStd (our definition) is the standard deviation of accuracy over groups.") }}
+{% endif %}
+{% if "quality" in pictures %}
+{{ figure("quality", "Calibration error: mean distance between confidence and accuracy over bins of the confidence, 0 when the model is right as often as it claims. Macro F1: mean of the classes' F1 scores, in which a rare class counts as much as a common one.") }}
+{% endif %}
+{% if "concentration" in pictures %}
+{{ figure("concentration", "All clients' test examples together. CMI: mean KL divergence of an output distribution from the mean one of its class, low when a class is concentrated. Gamma: cross entropy between outputs of different classes, high when classes are separated. NCMI: CMI over Gamma, lower is better.") }}
+{% endif %}
+{% if measured %}
+<div class="scroll"><table>
+<thead><tr><th scope="col">Metric</th><th scope="col" class="number">All examples</th><th scope="col" class="number">Mean client</th>
+<th scope="col" class="number">Worst 10 %</th><th scope="col">Better</th><th scope="col">Definition</th></tr></thead>
+<tbody>
+{% for row in measured %}
+<tr><th scope="row">{{ row.name }}</th>{% for cell in (row.pooled, row.mean, row.worst) %}<td class="number" data-metric="{{ cell.value }}">{{ cell.text }}</td>{% endfor %}
+<td class="way">{{ row.better }}</td><td>{{ row.definition }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+<p class="hint">“All examples” is the value of all clients' test examples together, exact from sums that the clients send; it is not a mean over clients.</p>
+{% endif %}
+{% endif %}
+
 <h2 id="partition">Who holds what</h2>
 {{ figure("partition", "Training examples of each client (above) and the share of each class in them (below).") }}
 

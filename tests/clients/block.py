@@ -20,7 +20,7 @@ from fedsim.models import Outputs
 from fedsim.models.logistic import Logistic
 from fedsim.models.mlp import Mlp
 from fedsim.parameters import FlatNetwork
-from fedsim.scenario import ClientSettings
+from fedsim.settings import ClientSettings
 
 SIZES = (13, 4, 9, 1, 8)
 NUM_CLASSES = 4

@@ -14,7 +14,7 @@ from clients.training import Fit, QuasiNewton, Work, fit_each
 from fedsim import seeds
 from fedsim.datasets import Split
 from fedsim.parameters import FlatNetwork
-from fedsim.scenario import ClientSettings
+from fedsim.settings import ClientSettings
 
 
 def fit_one(

@@ -32,8 +32,9 @@ from fedsim.federation import Federation
 from fedsim.models import Outputs
 from fedsim.models._check import build_model
 from fedsim.parameters import FlatNetwork, Layout
-from fedsim.scenario import ClientSettings, Scenario
+from fedsim.scenario import Scenario
 from fedsim.server_app import strategy_of
+from fedsim.settings import ClientSettings
 from fedsim.wire import LOSSES, Answer, pack_arrays, pack_request, read, read_update, unpack_arrays
 from strategies.flower import RuleStrategy
 from strategies.rules import AnyRule, Cohort, Direction, MemoryRule, Rule

@@ -1,24 +1,22 @@
-"""Local training against an independent loop with torch.optim; evaluation against one client at a time."""
+"""Local training against an independent loop with torch.optim."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clients import training
+from clients import steps
 from clients.quasi_newton import quasi_newton_rate
-from clients.training import Fit, QuasiNewton, evaluate
+from clients.training import Fit, QuasiNewton
 from fedsim import seeds
 from fedsim.datasets import Split
-from fedsim.metrics import all_metrics
 from fedsim.models import Outputs
 from fedsim.parameters import FlatNetwork
-from fedsim.scenario import ClientSettings
+from fedsim.settings import ClientSettings
 from tests.clients.one import fit_one
 
 CPU = torch.device("cpu")
@@ -152,7 +150,7 @@ def test_shards_longer_than_a_chunk_are_summed_over_chunks(
     settings = ClientSettings(local_epochs=local_epochs, weight_decay=0.1)
     theta, data = start(), shard()
     whole = fit(theta, data, settings)
-    monkeypatch.setattr(training, "CHUNK", 5)
+    monkeypatch.setattr(steps, "CHUNK", 5)
     chunks = fit(theta, data, settings)
     torch.testing.assert_close(chunks.update, whole.update)
     assert chunks.report == pytest.approx(whole.report)
@@ -242,36 +240,3 @@ class TestQuasiNewton:
         torch.testing.assert_close(found.update, gradient_at(end, data, 0.1), atol=1e-12, rtol=1e-9)
         if from_rounds:  # what is kept for the next pair is the gradient at the received weights
             torch.testing.assert_close(found.state["gradient"], gradient_at(theta, data, 0.1))
-
-
-class TestEvaluate:
-    SIZES = (4, 0, 7, 1, 0)
-
-    @pytest.mark.parametrize("chunk", [2048, 5])
-    def test_one_stream_equals_one_client_at_a_time(self, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-        monkeypatch.setattr(training, "CHUNK", chunk)
-        theta, data = start(), shard(count=sum(self.SIZES))
-        means = evaluate(FlatNetwork(Net(torch.float64), CPU), theta, data, self.SIZES, all_metrics())
-        assert {name: column.dtype for name, column in means.items()} == dict.fromkeys(all_metrics(), np.float64)
-        network, first = plain(theta), 0
-        for client, size in enumerate(self.SIZES):
-            own = data[first : first + size]
-            first += size
-            if size == 0:
-                assert math.isnan(means["accuracy"][client])
-                assert math.isnan(means["loss"][client])
-                continue
-            logits = network(own.x).logits.detach()
-            right = sum(int(row.argmax()) == int(target) for row, target in zip(logits, own.y, strict=True))
-            assert means["accuracy"][client] == right / size
-            assert means["loss"][client] == pytest.approx(float(functional.cross_entropy(logits, own.y)), rel=1e-6)
-
-    def test_nobody_has_examples(self) -> None:
-        empty = shard(count=0)
-        means = evaluate(FlatNetwork(Net(torch.float64), CPU), start(), empty, [0, 0], all_metrics())
-        assert all(np.isnan(column).all() and column.shape == (2,) for column in means.values())
-
-    def test_evaluation_leaves_no_gradient(self) -> None:
-        model = FlatNetwork(Net(torch.float64), CPU)
-        evaluate(model, start(), shard(), [NUM_EXAMPLES], all_metrics())
-        assert not model.grad.any()

@@ -54,6 +54,17 @@ def test_owners_match_the_examples(loaded: tuple[str, RawData]) -> None:
         assert raw.owners.shape == (len(raw.train),)
 
 
+def test_groups_match_the_examples(loaded: tuple[str, RawData]) -> None:
+    name, raw = loaded
+    assert bool(raw.group_names) == (name == "heart")
+    for split in filter(None, (raw.train, raw.test)):
+        if not raw.group_names:
+            assert split.groups is None
+        elif split.groups is not None:
+            assert split.groups.dtype == torch.int64
+            assert -1 <= int(split.groups.min()) <= int(split.groups.max()) < len(raw.group_names)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
 def test_missing_files_are_named_with_what_to_do(name: str, tmp_path: Path) -> None:
     options = (

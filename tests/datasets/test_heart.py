@@ -41,6 +41,17 @@ def test_features_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert raw.train.y.tolist() == [0, 1]
     assert raw.owners is not None
     assert raw.owners.tolist() == ["Cleveland", "Hungary"]
+    assert raw.train.groups is not None
+    assert [raw.group_names[g] for g in raw.train.groups.tolist()] == ["male", "female"]
+
+
+def test_a_patient_whose_sex_is_not_on_file_is_of_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples.write_heart(tmp_path, monkeypatch)
+    file = tmp_path / "heart_disease_uci.csv"
+    file.write_text(file.read_text().replace("Female", ""))
+    groups = Heart().load(tmp_path).train.groups
+    assert groups is not None
+    assert groups.tolist() == [1, -1]
 
 
 def test_prepare_imputes_the_train_median_and_standardises() -> None:

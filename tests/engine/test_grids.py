@@ -19,7 +19,7 @@ from fedsim.engine.base import BlockGrid
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import EngineError
 from fedsim.parameters import Layout
-from fedsim.scenario import EngineSettings
+from fedsim.settings import EngineSettings
 from tests.engine.fakes import FakeApp, content
 
 BACKENDS = ["local", pytest.param("ray", marks=pytest.mark.slow)]

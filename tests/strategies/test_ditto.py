@@ -20,7 +20,7 @@ from fedsim.engine.base import BlockGrid
 from fedsim.engine.flower import give_id
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import ClientError, ScenarioError
-from fedsim.scenario import EngineSettings
+from fedsim.settings import EngineSettings
 from fedsim.wire import pack_request, unpack_arrays, unpack_state
 from tests.clients.test_methods import (
     NUM_CLIENTS,

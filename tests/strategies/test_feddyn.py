@@ -12,7 +12,7 @@ import torch
 from fedsim import seeds
 from fedsim.datasets import Split
 from fedsim.errors import ScenarioError
-from fedsim.scenario import ClientSettings
+from fedsim.settings import ClientSettings
 from strategies.rules.fedavg import FedAvg
 from strategies.rules.feddyn import FedDyn
 from tests.clients.test_methods import (

@@ -14,7 +14,7 @@ from clients.methods.proximal import Proximal
 from fedsim import seeds
 from fedsim.errors import ScenarioError
 from fedsim.parameters import FlatNetwork
-from fedsim.scenario import ClientSettings
+from fedsim.settings import ClientSettings
 from strategies.rules.fedavg import FedAvg
 from strategies.rules.fedprox import FedProx
 from tests.clients.one import fit_one

@@ -16,7 +16,7 @@ from fedsim import seeds, wire
 from fedsim.datasets import Split
 from fedsim.errors import ScenarioError
 from fedsim.parameters import Layout
-from fedsim.scenario import ClientSettings
+from fedsim.settings import ClientSettings
 from strategies.rules import Cohort
 from strategies.rules.fedavg import FedAvg
 from strategies.rules.scaffold import SCAFFOLD

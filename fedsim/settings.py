@@ -1,0 +1,113 @@
+"""The plain tables of a scenario: [client], [server] and [engine]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+
+from clients.hooks import Hook
+from fedsim import plugins
+from fedsim.plugins import Options, Plugin
+
+Decay = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Section(Options):
+    """A table of plain settings."""
+
+
+class ClientSettings(Section):
+    """Local training, the same for every client.
+
+    Attributes:
+        local_epochs: Passes over the client's train shard; 0 sends one full-batch gradient instead, and of the
+            settings below only weight_decay matters.
+        batch_size: Examples per step; the last batch of an epoch may be smaller.
+        lr: Learning rate of SGD.
+        lr_decay: Factor on lr after each round.
+        momentum: Heavy-ball momentum of SGD, reset at the start of a round.
+        weight_decay: L2 coefficient: weight_decay / 2 * ||theta||^2 is part of the training loss f_k.
+        clip_norm: Largest norm of a step's gradient; None does not clip.
+        augment: Random changes of images: "flip" mirrors half of them, "crop_flip" also moves each by up to 4
+            pixels; from each client's own generator.
+        hooks: What joins local training, see clients/hooks; tables of a name and options.
+        losses: "exact": every client of a round reports its training loss before and after local training, two more
+            passes over its shard. "needed": only what the strategy reads.
+        cohort: "each": clients are trained one after the other. "stacked": a block of them at once
+            (torch.func.vmap); the same numbers to rounding. "auto": whichever is faster for the model on this kind
+            of device; the resolved scenario names it.
+        block_size: Most clients trained at once; None chooses by the size of the model and the memory.
+    """
+
+    lists: ClassVar[Mapping[str, tuple[str, type[Plugin]]]] = {"hooks": ("clients.hooks", Hook)}
+
+    local_epochs: NonNegativeInt = 1
+    batch_size: PositiveInt = 32
+    lr: PositiveFloat = 0.05
+    lr_decay: Decay = 1.0
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = None
+    augment: Literal["none", "flip", "crop_flip"] = "none"
+    hooks: tuple[Hook, ...] = ()
+    losses: Literal["exact", "needed"] = "exact"
+    cohort: Literal["auto", "each", "stacked"] = "auto"
+    block_size: PositiveInt | None = None
+
+    @field_validator("hooks")
+    @classmethod
+    def _no_hook_twice(cls, hooks: tuple[Hook, ...]) -> tuple[Hook, ...]:
+        names = [plugins.spelled(hook, "clients.hooks") for hook in hooks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is there more than once, keep one of them")
+        return hooks
+
+    @property
+    def named_hooks(self) -> dict[str, Hook]:
+        """The hooks by the name they have in a scenario, in order."""
+        return {plugins.spelled(hook, "clients.hooks"): hook for hook in self.hooks}
+
+
+class ServerSettings(Section):
+    """What the server does around the rule.
+
+    Attributes:
+        lr: Server learning rate eta in theta <- theta - eta d; None takes the rule's default. Not for strategies of
+            Flower's, which take a step of their own.
+        lr_decay: Factor on lr after each round.
+        clients_per_round: Clients drawn without replacement each round; None takes all.
+        average: Which model is served, that is evaluated and kept; training goes on from the last one in any case.
+            "none": the last. "all": the mean over all rounds, as AFL returns. "recent": a mean that reaches back
+            about as many rounds as it takes to sample every client once; under full participation the last.
+    """
+
+    lr: PositiveFloat | None = None
+    lr_decay: Decay = 1.0
+    clients_per_round: PositiveInt | None = None
+    average: Literal["none", "all", "recent"] = "none"
+
+
+class EngineSettings(Section):
+    """Where clients are trained. `backend` and `workers` change no bit of a result.
+
+    Attributes:
+        backend: "ray": resident workers in processes of their own. "local": this process.
+        workers: Number of Ray workers; None takes one per CPU core (per share of a GPU).
+        gpus_per_worker: Share of a GPU each worker takes; 0 trains on CPUs.
+        threads_per_worker: Threads of one worker's linear algebra on a CPU.
+        precision: Of training and evaluation: "float32"; "tf32" lets a GPU multiply with 10-bit mantissas; "bf16"
+            runs forward and backward passes in bfloat16 where PyTorch deems it safe, with weights in float32.
+        max_failures: Clients that may fail in one round before the run stops.
+        timeout_s: Seconds to wait for the clients of one round; None waits without end.
+    """
+
+    backend: Literal["ray", "local"] = "ray"
+    workers: PositiveInt | None = None
+    gpus_per_worker: NonNegativeFloat = 0.0
+    threads_per_worker: PositiveInt = 1
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    max_failures: NonNegativeInt = 0
+    timeout_s: PositiveFloat | None = None
