@@ -66,9 +66,10 @@ class CentroidHook(Hook, ABC):
         memory = step.memory
         logs = log_softmax(outputs.logits, dim=1)
         distance = divergence(logs, memory["centroids"], targets)
+        real = torch.where(step.mask > 0, distance, 0.0)
         after = {
             **memory,
-            "_divergence": memory["_divergence"] + (distance * step.mask).sum() / step.count,
+            "_divergence": memory["_divergence"] + real.sum() / step.count,
             "_steps": memory["_steps"] + 1.0,
         }
         if self.centroids == "ema":
@@ -92,7 +93,17 @@ def class_sums(rows: Tensor, targets: Tensor, mask: Tensor, num_classes: int) ->
         num_classes: C.
     """
     member = members(targets, num_classes) * mask.unsqueeze(1)
-    return member.T @ rows, member.sum(dim=0)
+    return member.T @ real_rows(rows, mask), member.sum(dim=0)
+
+
+def real_rows(rows: Tensor, mask: Tensor) -> Tensor:
+    """Return rows with 0 in those that only fill up: they may hold NaN, and 0 times that is not 0.
+
+    Args:
+        rows: [B, M].
+        mask: [B].
+    """
+    return torch.where(mask.unsqueeze(1) > 0, rows, 0.0)
 
 
 def members(targets: Tensor, num_classes: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from clients.hooks import Step
-from clients.hooks._centroids import CentroidHook, divergence
+from clients.hooks._centroids import CentroidHook, divergence, real_rows
 from fedsim.models import Outputs
 
 
@@ -54,6 +54,7 @@ def separation(logs: Tensor, targets: Tensor, mask: Tensor, kind: str) -> Tensor
         mask: [B].
         kind: "cross_entropy" or "kl".
     """
+    logs = real_rows(logs, mask)
     probabilities = logs.exp()
     apart = (targets.unsqueeze(1) != targets.unsqueeze(0)) * mask.unsqueeze(0)
     between = -(probabilities @ logs.T)

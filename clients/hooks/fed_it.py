@@ -37,8 +37,9 @@ class FedIt(CentroidHook):
         """Return the two divergences of each example, [B]."""
         logs = log_softmax(outputs.logits, dim=1)
         num_classes = logs.shape[1]
-        others = math.log(self.smoothing / max(num_classes - 1, 1))
-        label = members(targets, num_classes)
-        smooth = torch.where(label, math.log(1.0 - self.smoothing), others).to(logs.dtype)
+        # Tensors of the outputs' type: PyTorch makes float32 of two Python numbers.
+        mine = logs.new_tensor(math.log(1.0 - self.smoothing))
+        others = logs.new_tensor(math.log(self.smoothing / max(num_classes - 1, 1)))
+        smooth = torch.where(members(targets, num_classes), mine, others)
         near = divergence(logs, step.memory["centroids"], targets)
         return self.lam * near + self.smooth_weight * kl(logs, smooth)

@@ -11,7 +11,7 @@ from torch.func import grad
 from torch.nn.functional import logsigmoid
 
 from clients.hooks import Hook, Memory, Pass, Shapes, Step
-from clients.hooks._centroids import class_means, class_sums, floored_log, kl, members
+from clients.hooks._centroids import class_means, class_sums, floored_log, kl, members, real_rows
 from fedsim.models import Outputs
 
 START = 10.0
@@ -80,7 +80,7 @@ class Ncmi(Hook):
         """Return sums of features, and of P at the present centre by class."""
         places = log_sigmax(self._normalised(memory["centre"], outputs.features)).exp()
         sums, counts = class_sums(places, targets, mask, len(memory["free"]))
-        return {"features": (outputs.features * mask.unsqueeze(1)).sum(dim=0), "sums": sums, "counts": counts}
+        return {"features": real_rows(outputs.features, mask).sum(dim=0), "sums": sums, "counts": counts}
 
     def refit(self, memory: Memory, sums: Memory) -> Memory:
         """Set the centre, and the means by class at the centre before; a second pass brings them together."""
@@ -99,8 +99,8 @@ class Ncmi(Hook):
 
     def update(self, step: Step, outputs: Outputs, targets: Tensor) -> Memory:
         """Move the centre, and the centroids along their own gradient."""
-        mask = step.mask.unsqueeze(1)
-        mean = (outputs.features * mask).sum(dim=0) / step.count
+        features = real_rows(outputs.features, step.mask)
+        mean = features.sum(dim=0) / step.count
         centre = torch.where(
             step.mask.sum() > 0,
             self.decay * step.memory["centre"] + (1.0 - self.decay) * mean,
@@ -108,7 +108,7 @@ class Ncmi(Hook):
         )
         free = step.memory["free"]
         if self.centroid_lr:
-            logs = log_sigmax(self._normalised(step.memory["centre"], outputs.features))
+            logs = log_sigmax(self._normalised(step.memory["centre"], features))
 
             def mean_ratio(a: Tensor) -> Tensor:
                 return torch.where(step.mask > 0, self._ratio(logs, a, targets), 0.0).sum() / step.count
