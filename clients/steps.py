@@ -218,9 +218,11 @@ class EachSteps(Steps):
             drawn = fill_up([drawn], 1)
             drawn = {name: {key: value[0] for key, value in named.items()} for name, named in drawn.items()}
         said: dict[str, Outputs] = {}
+        model.network.eval()  # a teacher says what it would say in evaluation: no dropout
         with torch.no_grad():
             for name, weights in self._teachers.items():
                 said[name] = model.outputs_at(model.named(weights), x)
+        model.network.train()
         batch = Batch(x, y, mask, drawn, said)
         if objective.privacy is None:
             loss, outputs = objective.value(model.outputs, self.memories[0], batch)
