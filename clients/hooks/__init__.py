@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import ClassVar, Literal
 
 import torch
@@ -119,11 +120,13 @@ class Hook(Plugin, ABC):
         batch_loss: `loss` of an example depends on the other examples of the batch, so that no gradient of a single
             example exists.
         predicts: `scores` replaces the logits when the client's model is evaluated.
+        counts_classes: `init` keeps how many examples of each class the client has.
     """
 
     noun: ClassVar[str] = "client hook"
     replaces_loss: ClassVar[bool] = False
     predicts: ClassVar[bool] = False
+    counts_classes: ClassVar[bool] = False
 
     @property
     def batch_loss(self) -> bool:
@@ -251,6 +254,19 @@ def misfits(hooks: Mapping[str, Hook], local_epochs: int) -> list[str]:
             for name, hook in hooks.items()
             if hook.passes != "never"
         ]
+        problems += [
+            f"{name} counts a client's classes without noise, which {private[0]} does not account for; leave one of "
+            "them out"
+            for name, hook in hooks.items()
+            if hook.counts_classes
+        ]
+    for first, second in combinations(hooks, 2):
+        file = hooks[first].plugin_name
+        if file == hooks[second].plugin_name:
+            problems.append(
+                f"{first} and {second} come from files of one name, so both would report in columns {file}_...; "
+                "rename one of the files"
+            )
     if hooks and local_epochs == 0:
         problems.append("they change local steps, and client.local_epochs = 0 takes none; set it to 1 or more")
     return problems

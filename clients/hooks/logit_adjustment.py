@@ -25,6 +25,7 @@ class LogitAdjustment(Hook):
     """
 
     replaces_loss: ClassVar[bool] = True
+    counts_classes: ClassVar[bool] = True
 
     tau: NonNegativeFloat = 1.0
     pseudo_count: PositiveFloat = 1.0

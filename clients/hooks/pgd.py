@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Self, final
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torch.func import grad
 from torch.nn.functional import cross_entropy
@@ -34,6 +34,12 @@ class Pgd(Hook):
     random_start: bool = True
     low: float | None = None
     high: float | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low must be below high = {self.high:g}, got {self.low:g}")
+        return self
 
     def draw(self, generator: torch.Generator, shape: tuple[int, ...]) -> Draws:
         """Draw each example's start, uniform on [-1, 1]."""
