@@ -8,7 +8,9 @@ results depend on it too.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +63,13 @@ def misfit(model: FlatNetwork, x: Tensor, y: Tensor) -> str | None:
         return cross_entropy(model.outputs_at(parameters, x).logits, y)
 
     model.network.train()
-    try:
-        stacked = vmap(grad(loss), randomness="error")(model.named(theta))
-        together = torch.cat([stacked[name].flatten(1) for name in model.layout.names], dim=1)
-    except Exception as error:  # a network may do anything, and torch.func raises many kinds
-        said = str(error).splitlines() or [type(error).__name__]
-        return f"torch.func cannot map it over clients: {said[0]}"
+    with _entered(model.network) as inside:
+        try:
+            stacked = vmap(grad(loss), randomness="error")(model.named(theta))
+            together = torch.cat([stacked[name].flatten(1) for name in model.layout.names], dim=1)
+        except Exception as error:  # a network may do anything, and torch.func raises many kinds
+            said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+            return f"torch.func cannot map {inside[-1] if inside else 'it'} over clients: {said}"
     for row in range(2):
         found = grad(loss)(model.named(theta[row]))
         alone = torch.cat([found[name].flatten() for name in model.layout.names])
@@ -74,6 +77,28 @@ def misfit(model: FlatNetwork, x: Tensor, y: Tensor) -> str | None:
         if not apart <= (AGREEMENT if not model.half else 0.1):
             return f"its gradient in a block differs from that of a client alone by {apart:.1e} of its length"
     return None
+
+
+@contextmanager
+def _entered(network: nn.Module) -> Iterator[list[str]]:
+    """Follow which layers a forward pass is in, outermost first; after an error, where it was raised."""
+    inside: list[str] = []
+
+    def entering(label: str) -> Callable[[nn.Module, Any], None]:
+        return lambda *_: inside.append(label)
+
+    def leaving(*_: object) -> None:
+        inside.pop()
+
+    handles = []
+    for path, layer in network.named_modules():
+        label = f"layer {path} ({type(layer).__name__})" if path else "the network"
+        handles += [layer.register_forward_pre_hook(entering(label)), layer.register_forward_hook(leaving)]
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def choose(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -25,8 +24,8 @@ from fedsim.metrics.cmi import Cmi as Measured
 from fedsim.models.mlp import Mlp
 from fedsim.parameters import FlatNetwork
 from fedsim.scenario import Scenario
-from fedsim.server_app import conduct
 from fedsim.settings import ClientSettings
+from tests.test_determinism import run
 
 SCENARIO = {
     "name": "cmi",
@@ -46,9 +45,9 @@ def test_a_larger_lam_lowers_the_cmi_of_the_test_outputs(seed: int, tmp_path: Pa
         client = {"lr": 0.2, "batch_size": 16, "local_epochs": 2, "hooks": [{"name": "cmi", "lam": lam}]}
         scenario = Scenario.of({**SCENARIO, "seed": seed, "client": client})
         federation = Federation.build(scenario.data, scenario.partition, seed, Path())
-        folder = tmp_path / str(lam)
-        conduct(scenario, federation, LocalGrid(LocalApp(scenario, federation)), folder)
-        clients, rounds = (pd.read_parquet(folder / f"{name}.parquet").set_index("round") for name in ("clients", "rounds"))
+        app = LocalApp(scenario, federation)
+        tables = run(app.scenario, federation, LocalGrid(app), tmp_path / str(lam))
+        clients, rounds = (tables[name].set_index("round") for name in ("clients", "rounds"))
         reported = clients.loc[5, "cmi_concentration"].mean()
         found.append((float(rounds.loc[5, "pooled_cmi"]), float(reported)))
     measured, reported_ = np.array(found).T

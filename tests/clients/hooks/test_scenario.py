@@ -22,10 +22,9 @@ from fedsim.engine.local import LocalGrid
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
 from fedsim.scenario import Scenario
-from fedsim.server_app import conduct
 from tests.clients.hooks.outside import ConfidencePenalty
 from tests.clients.hooks.small import hook_of
-from tests.test_determinism import BASE, scenario_of
+from tests.test_determinism import BASE, run, scenario_of
 
 OUTSIDE = "tests.clients.hooks.outside:ConfidencePenalty"
 NAMES = plugins.names("clients.hooks")
@@ -189,8 +188,9 @@ def federation() -> Federation:
 def tables(scenario: Scenario, federation: Federation, folder: Path) -> pd.DataFrame:
     app = LocalApp(scenario, federation)
     app.check()
-    conduct(app.scenario, federation, LocalGrid(app), folder)
-    return pd.read_parquet(folder / "clients.parquet")
+    found = run(app.scenario, federation, LocalGrid(app), folder)["clients"]
+    assert isinstance(found, pd.DataFrame)
+    return found
 
 
 class TestRuns:
