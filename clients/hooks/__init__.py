@@ -255,8 +255,8 @@ def misfits(hooks: Mapping[str, Hook], local_epochs: int) -> list[str]:
             if hook.passes != "never"
         ]
         problems += [
-            f"{name} counts a client's classes without noise, which {private[0]} does not account for; leave one of "
-            "them out"
+            f"{name} counts a client's classes without noise, which {private[0]} does not account for; leave one "
+            "of them out"
             for name, hook in hooks.items()
             if hook.counts_classes
         ]

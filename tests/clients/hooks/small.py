@@ -47,7 +47,11 @@ def said(
 
 
 def step(
-    memory: Memory, count: int, mask: Tensor | None = None, draws: Draws | None = None, teacher: Outputs | None = None
+    memory: Memory,
+    count: int,
+    mask: Tensor | None = None,
+    draws: Draws | None = None,
+    teacher: Outputs | None = None,
 ) -> Step:
     full = torch.ones(count, dtype=torch.float64) if mask is None else mask
     return Step(memory, full, draws or Draws(), teacher)

@@ -144,9 +144,7 @@ def test_an_empty_batch_changes_no_memory_but_counters(hook: Hook) -> None:
     memory = memory_of(hook)
     outputs, targets = said(1)
     with torch.no_grad():
-        after = hook.update(
-            step(memory, 1, torch.zeros(1).double(), drawn(hook, 1), outputs), outputs, targets
-        )
+        after = hook.update(step(memory, 1, torch.zeros(1).double(), drawn(hook, 1), outputs), outputs, targets)
     for key, value in memory.items():
         moved = 1.0 if key in ("steps", "_steps") else 0.0
         torch.testing.assert_close(after[key], value + moved, rtol=1e-12, atol=1e-14, msg=key)

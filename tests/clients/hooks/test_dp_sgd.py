@@ -140,7 +140,9 @@ def noise_of(how: Callable[..., list[Fit]], hook: DpSgd, epochs: int = 1, batch_
 
     clients = [Client(range(8 * k, 8 * k + 8), stream_of(k)) for k in range(2)]
     settings = ClientSettings(batch_size=batch_size, local_epochs=epochs)
-    return [fit.update for fit in how(network, network.theta.clone(), pool, clients, Work(settings, 1.0, objective))]
+    return [
+        fit.update for fit in how(network, network.theta.clone(), pool, clients, Work(settings, 1.0, objective))
+    ]
 
 
 class TestNoise:
@@ -149,7 +151,7 @@ class TestNoise:
     def test_it_has_the_standard_deviation_that_is_accounted_for(
         self, how: Any, norm: float, noise: float, epochs: int
     ) -> None:
-        """norm * noise / B in each coordinate of each step; steps are independent. 6000 draws: 0.9 % is one sigma."""
+        """norm * noise / B in each coordinate of each step; steps are independent; one sigma is 0.9 %."""
         for update in noise_of(how, DpSgd(norm=norm, noise=noise), epochs):
             expected = norm * noise / 8 * epochs**0.5
             assert float(update.std()) == pytest.approx(expected, rel=0.05)
@@ -169,7 +171,6 @@ class TestNoise:
 
     def test_none_is_none(self) -> None:
         assert not noise_of(fit_each, DpSgd(noise=0.0))[0].any()
-
 
 
 def by_opacus(noise: float, q: float, steps: int, delta: float) -> float:

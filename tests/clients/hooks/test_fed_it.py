@@ -54,7 +54,9 @@ def test_a_step_is_autograd_of_the_formula() -> None:
 
     def loss(outputs: Outputs, targets: Tensor) -> Tensor:
         p = outputs.logits.softmax(1)
-        joined = [0.9 * kl(row, centroids[y]) + 0.07 * kl(row, smooth(int(y))) for row, y in zip(p, targets, strict=True)]
+        joined = [
+            0.9 * kl(row, centroids[y]) + 0.07 * kl(row, smooth(int(y))) for row, y in zip(p, targets, strict=True)
+        ]
         return plain_loss(outputs, targets) + torch.stack(joined).mean()
 
     torch.testing.assert_close(full_batch(FedIt()), gradient_of(theta, data, loss), rtol=1e-9, atol=1e-11)

@@ -56,7 +56,9 @@ def test_a_larger_lam_lowers_the_cmi_of_the_test_outputs(seed: int, tmp_path: Pa
     assert reported_[0] > reported_[1] > reported_[2]  # what clients report says so too
 
 
-def train(theta: torch.Tensor, data: Split, hooks: dict[str, Hook], seed: int, epochs: int) -> tuple[torch.Tensor, float]:
+def train(
+    theta: torch.Tensor, data: Split, hooks: dict[str, Hook], seed: int, epochs: int
+) -> tuple[torch.Tensor, float]:
     """Return the weights and the CMI on the train shard after some epochs."""
     network = FlatNetwork(Mlp(hidden=(16,)).build(tuple(data.x.shape[1:]), 10), torch.device("cpu"))
     client = Client(range(len(data)), lambda purpose: seeds.generator(seed, purpose))

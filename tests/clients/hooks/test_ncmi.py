@@ -153,9 +153,7 @@ def test_the_centre_follows_every_batch_and_is_kept(recorder: Recorder) -> None:
 def test_the_centroids_descend_their_own_gradient() -> None:
     hook, (outputs, targets) = Ncmi(centroid_lr=0.7, temperature=0.5), said(9)
     free = spread().requires_grad_()
-    rows = [
-        ratio(place(z, CENTRE, 0.5), free, int(y)) for z, y in zip(outputs.features, targets, strict=True)
-    ]
+    rows = [ratio(place(z, CENTRE, 0.5), free, int(y)) for z, y in zip(outputs.features, targets, strict=True)]
     (gradient,) = torch.autograd.grad(torch.stack(rows).mean(), free)
     with torch.no_grad():
         after = hook.update(step(memory_of(hook, free=free.detach()), 9), outputs, targets)

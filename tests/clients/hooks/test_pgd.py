@@ -75,7 +75,9 @@ def test_on_a_linear_model_one_signed_step_is_the_exact_maximiser() -> None:
         every = cross_entropy(predict(data.x[i] + corners).logits, y[i].expand(len(corners)), reduction="none")
         ours = cross_entropy(predict(found[i : i + 1]).logits, y[i : i + 1])
         torch.testing.assert_close(ours, every.max(), rtol=1e-12, atol=1e-14)
-        torch.testing.assert_close(found[i] - data.x[i], 0.3 * (w[1 - y[i]] - w[y[i]]).sign(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            found[i] - data.x[i], 0.3 * (w[1 - y[i]] - w[y[i]]).sign(), rtol=1e-9, atol=1e-12
+        )
 
 
 def test_no_radius_is_plain_training() -> None:
@@ -141,7 +143,9 @@ def test_the_gradient_is_that_of_the_attacked_inputs_held_fixed() -> None:
 
 def test_texts_are_refused() -> None:
     codes: Any = torch.zeros(3, 5, dtype=torch.uint8)
-    with pytest.raises(TypeError, match=r"pgd needs inputs that are numbers, got torch.uint8 codes; leave the hook"):
+    with pytest.raises(
+        TypeError, match=r"pgd needs inputs that are numbers, got torch.uint8 codes; leave the hook"
+    ):
         attacked(Pgd(), codes, torch.zeros(3, dtype=torch.int64))
 
 

@@ -28,9 +28,7 @@ def test_with_fedprox_the_weights_add_up() -> None:
     settings = ClientSettings(batch_size=4, local_epochs=2)
     theirs = fit_one(model(), start(), shard(), settings, 0.1, stream(), method=ClientHalf(0.7))
     both = Objective({"proximal": Proximal(mu=0.3)}, shapes())
-    ours = fit_one(
-        model(), start(), shard(), settings, 0.1, stream(), method=ClientHalf(0.4), objective=both
-    )
+    ours = fit_one(model(), start(), shard(), settings, 0.1, stream(), method=ClientHalf(0.4), objective=both)
     torch.testing.assert_close(ours.update, theirs.update, rtol=1e-12, atol=1e-14)
 
 

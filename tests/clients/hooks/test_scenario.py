@@ -67,7 +67,10 @@ class TestNames:
         [
             (["client.hooks.cmi.lam=0.5"], (Cmi(lam=0.5), Focal())),
             (["client.hooks.pgd.steps=2"], (Cmi(lam=0.1), Focal(), Pgd(steps=2))),
-            (["client.hooks.focal.gamma=1", "client.hooks.cmi.beta=0.2"], (Cmi(lam=0.1, beta=0.2), Focal(gamma=1.0))),
+            (
+                ["client.hooks.focal.gamma=1", "client.hooks.cmi.beta=0.2"],
+                (Cmi(lam=0.1, beta=0.2), Focal(gamma=1.0)),
+            ),
             (['client.hooks=["focal"]'], (Focal(),)),
             (["client.hooks=[]"], ()),
             ([f'client.hooks=[{{name = "{OUTSIDE}", weight = 2.0}}]'], (ConfidencePenalty(weight=2.0),)),
@@ -84,8 +87,12 @@ class TestNames:
 class TestRefused:
     def test_names_that_are_none(self) -> None:
         known = ", ".join(NAMES)
-        assert problems(["cmj"]) == (f'client.hooks.0: no such client hook "cmj"; did you mean "cmi"? there are {known}',)
-        assert problems("cmi") == ("client.hooks: must be a list of client hooks, got 'cmi'; write client.hooks = [\"cmi\"]",)
+        assert problems(["cmj"]) == (
+            f'client.hooks.0: no such client hook "cmj"; did you mean "cmi"? there are {known}',
+        )
+        assert problems("cmi") == (
+            "client.hooks: must be a list of client hooks, got 'cmi'; write client.hooks = [\"cmi\"]",
+        )
         (said,) = problems(["nowhere.x:Y"])
         assert said.startswith('client.hooks.0: cannot import client hook "nowhere.x:Y": No module named')
         assert problems(["tests.clients.hooks.outside:entropy"]) == (
@@ -103,7 +110,9 @@ class TestRefused:
         assert problems(["cmi", {"name": "cmi", "lam": 1}]) == (
             "client.hooks: cmi is there more than once, keep one of them",
         )
-        assert problems([OUTSIDE, OUTSIDE]) == (f"client.hooks: {OUTSIDE} is there more than once, keep one of them",)
+        assert problems([OUTSIDE, OUTSIDE]) == (
+            f"client.hooks: {OUTSIDE} is there more than once, keep one of them",
+        )
 
     @pytest.mark.parametrize(
         ("hooks", "client", "said"),
@@ -116,13 +125,14 @@ class TestRefused:
             (
                 ["dp_sgd", {"name": "cmi", "centroids": "round"}],
                 {},
-                "cmi goes through the whole shard without noise, which dp_sgd does not account for; leave one of them out",
+                "cmi goes through the whole shard without noise, which dp_sgd does not account for; leave one of "
+                "them out",
             ),
             (
                 ["logit_adjustment", "dp_sgd"],
                 {},
-                "logit_adjustment counts a client's classes without noise, which dp_sgd does not account for; leave one "
-                "of them out",
+                "logit_adjustment counts a client's classes without noise, which dp_sgd does not account for; "
+                "leave one of them out",
             ),
             (
                 ["proximal"],
@@ -132,8 +142,8 @@ class TestRefused:
             (
                 [OUTSIDE, "tests.clients.hooks.outside:Loud"],
                 {},
-                f"{OUTSIDE} and tests.clients.hooks.outside:Loud come from files of one name, so both would report in "
-                "columns outside_...; rename one of the files",
+                f"{OUTSIDE} and tests.clients.hooks.outside:Loud come from files of one name, so both would report "
+                "in columns outside_...; rename one of the files",
             ),
         ],
         ids=str,
@@ -144,8 +154,8 @@ class TestRefused:
     def test_a_loss_over_the_batch_has_no_gradient_of_a_single_example(self) -> None:
         found = problems([{"name": "cmi", "beta": 0.1}, "dp_sgd"])
         assert found[0] == (
-            "client.hooks: cmi looks at several examples at once, so no single example's gradient exists for dp_sgd to "
-            "clip; leave one of them out"
+            "client.hooks: cmi looks at several examples at once, so no single example's gradient exists for "
+            "dp_sgd to clip; leave one of them out"
         )
         assert len(found) == 2
 
@@ -159,7 +169,9 @@ class TestRefused:
         )
 
     def test_those_that_go_together_are_let_through(self) -> None:
-        every = {name: hook_of(name) for name in ("cmi", "cmim", "fed_it", "mcmi", "proximal", "pgd", "distill", "focal")}
+        every = {
+            name: hook_of(name) for name in ("cmi", "cmim", "fed_it", "mcmi", "proximal", "pgd", "distill", "focal")
+        }
         assert misfits(every, 1) == []
         private = {name: hook_of(name) for name in ("dp_sgd", "proximal", "pgd", "distill", "label_smoothing")}
         assert misfits(private, 1) == []
