@@ -19,16 +19,13 @@ from torch.nn.functional import cross_entropy
 
 from clients.batches import Batches, Stream, augment
 from clients.methods import Terms
-from clients.objective import Batch, Memories, Named, Objective, fill_up, moved
+from clients.objective import CHUNK, Batch, Memories, Objective, collected, fill_up, moved
 from fedsim.datasets import Split
 from fedsim.models import Outputs
 from fedsim.parameters import FlatNetwork
 
 if TYPE_CHECKING:
     from fedsim.settings import ClientSettings
-
-CHUNK = 2048
-"""Examples per forward pass where no gradient step follows; fixed, because it decides the last bits of a sum."""
 
 
 @dataclass(frozen=True)
@@ -173,19 +170,12 @@ class EachSteps(Steps):
         """Show hooks the whole shard."""
         shard = self.clients[0].shard(self.pool)
         memories = self.memories[0]
-        names = [name for name, rows in wanted.items() if rows[0]]
-        sums: dict[str, Named] = {}
         self.model.network.eval()
         with torch.no_grad():
-            for start in range(0, len(shard), CHUNK):
-                part = shard[start : start + CHUNK]
-                outputs = self.model.outputs(part.x)
-                mask = outputs.logits.new_ones(len(part))
-                for name in names:
-                    found = self.objective.hooks[name].collect(memories[name], outputs, part.y, mask)
-                    sums[name] = _add(sums.get(name), found)
-            for name in names:
-                memories[name] = dict(self.objective.hooks[name].refit(memories[name], sums[name]))
+            for name in (name for name, rows in wanted.items() if rows[0]):
+                hook = self.objective.hooks[name]
+                sums = collected(hook, memories[name], self.model, shard)
+                memories[name] = dict(hook.refit(memories[name], sums))
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         model, settings, terms = self.model, self.settings, self._terms
@@ -292,7 +282,3 @@ def weights_file(path: str, model: FlatNetwork) -> Tensor:
     if got != shapes:
         raise ValueError(f"teacher {path}: holds {got}, the scenario's model is {shapes}; name one of that model")
     return torch.cat([found[name].reshape(-1).to(model.theta) for name in model.layout.names])
-
-
-def _add(sums: Named | None, found: Mapping[str, Tensor]) -> Named:
-    return dict(found) if sums is None else {key: sums[key] + value for key, value in found.items()}

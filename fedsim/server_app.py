@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from clients.evaluation import evaluate
+from clients.resident import flat_network, resolve
 from fedsim import plugins
 from fedsim.averages import Average
 from fedsim.datasets import data_root
@@ -23,7 +24,7 @@ from fedsim.errors import FedSimError, ScenarioError
 from fedsim.federation import Federation
 from fedsim.metrics import SUMS, measured
 from fedsim.models._check import build_model
-from fedsim.parameters import FlatNetwork, tensor_of
+from fedsim.parameters import tensor_of
 from fedsim.report import save_partition_figure, write_report
 from fedsim.rounds import Callback, CentralEvaluation, Round, run_rounds
 from fedsim.run_folder import RunFolder, default_folder
@@ -162,9 +163,10 @@ def _central_evaluation(scenario: Scenario, federation: Federation) -> CentralEv
     """Return a function that evaluates on the common test set, if the data have one."""
     if federation.common_test is None:
         return None
+    if any(hook.predicts for hook in scenario.client.hooks):
+        return None  # predictions come from each client's own train shard, which the server does not have
     device = torch.device("cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
-    network = build_model(scenario.model, federation.input_shape, federation.num_classes, scenario.seed)
-    model = FlatNetwork(network, device)
+    model = flat_network(scenario, federation, device)
     test = federation.common_test.to(device)
     # Groups may be known of the clients' examples alone.
     known = {
@@ -210,6 +212,7 @@ def main(grid: Grid, context: Context) -> None:
         str(context.run_config["scenario"]), overrides_of(str(context.run_config["overrides"]))
     )
     federation = build_federation(scenario)
+    scenario = resolve(scenario, federation, "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
     folder = default_folder(scenario).resolve()
 
     def say(finished: Round) -> None:
