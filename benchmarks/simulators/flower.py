@@ -26,7 +26,7 @@ def simulation(workload: Workload, meter: Meter) -> None:
     sampled = scenario.server.clients_per_round or num_clients
     initial = {name: value.detach().numpy() for name, value in workload.network().network.named_parameters()}
     failed: list[BaseException] = []
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # its failures come to `failed`
     server = ServerApp()
 
     @server.main()
@@ -70,14 +70,16 @@ def _rounds(strategy: FedAvg, grid: Grid, arrays: Any, meter: Meter) -> None:
 def _client_app(workload: Workload) -> ClientApp:
     if not workload.trains:
         return _no_op()
-    config = {"scenario": SCENARIO, "overrides": "; ".join(workload.overrides())}
+    config: Any = {"scenario": SCENARIO, "overrides": "; ".join(workload.overrides())}
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        # `run_simulation` has no run configuration to give; `flwr run` would.
-        context.run_config = {**context.run_config, **config}
-        return trained(message, context)
+        # `run_simulation` has no run configuration to give, and lets nobody change that of a context.
+        told = Context(context.run_id, context.node_id, context.node_config, context.state, config)
+        reply = trained(message, told)
+        context.state = told.state
+        return reply
 
     return app
 
