@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
@@ -11,7 +12,7 @@ from benchmarks.simulators.contender import Meter
 from benchmarks.simulators.workloads import NUM_WORKERS, Floats, Workload
 from clients.app import LocalApp
 from fedsim.engine import open_grid
-from fedsim.engine.base import BlockApp, State
+from fedsim.engine.base import State
 from fedsim.parameters import Layout
 from fedsim.rounds import Round, run_rounds
 from fedsim.scenario import Scenario
@@ -40,9 +41,10 @@ class NoOp:
         return False
 
     def run(
-        self, kind: str, content: RecordDict, clients: Sequence[int], states: Sequence[State]
+        self, kind: str, content: RecordDict, units: Sequence[Any], states: Sequence[State]
     ) -> tuple[Block, list[State]]:
         request = unpack_request(content)
+        clients = np.ravel(units).tolist()  # units of one client each, or the clients themselves
         numbers = {CLIENT: np.asarray(clients, np.float64), EXAMPLES: np.ones(len(clients))}
         updates = None
         if kind == "train":
@@ -65,9 +67,10 @@ def local(workload: Workload, meter: Meter) -> None:
 
 def _run(workload: Workload, scenario: Scenario, meter: Meter) -> None:
     network = workload.network().network
-    app: BlockApp = NoOp(workload.federation.num_clients)
+    app: Any = NoOp(workload.federation.num_clients)
     if workload.trains:
         app = LocalApp(scenario, workload.federation)
+        app.check()
 
     def told(finished: Round) -> None:
         if finished.number == 0:  # the evaluation of the initial model
