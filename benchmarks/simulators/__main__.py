@@ -2,12 +2,14 @@
 
     python -m benchmarks.simulators
     python -m benchmarks.simulators --only W1,W3 --rounds 3 --passes 2 --skip-flower
+    python -m benchmarks.simulators --only W2 --contenders bare-tuned,fedsim-ray
 
 Every contender trains from the same weights on the same shards (MNIST below FEDSIM_DATA), in processes of its own
 that stay for the whole run. They take turns of a few rounds, over and over; a ratio is the median over the passes
-of the ratio of two contenders' medians in one pass, since what else the machine does slows both. Evaluation is
-off. `first` is the time from the start of the process to the end of the first round; those rounds and one turn
-more are not part of the others. The models reached are tested in the end, after as many rounds each.
+of the ratio of two contenders' medians in one pass, since what else the machine does slows both. (It slows those
+most that have two threads in one process.) Evaluation is off. `first` is the time from the start of the process to
+the end of the first round; that round and the next two are not part of the others. The models reached are tested
+in the end, after as many rounds each.
 
 benchmarks/out/latest.json gets the same numbers; a ratio is how many times as fast as the baseline.
 """
@@ -89,6 +91,8 @@ class Result:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulators", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, with commas between")
+    keys = [one.key for one in CONTENDERS]
+    parser.add_argument("--contenders", default=",".join(keys), help="keys, with commas between")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of a contender in one pass")
     parser.add_argument("--passes", type=int, default=3, help="how often every contender has a turn")
     parser.add_argument("--skip-flower", action="store_true", help="leave Flower out: it takes most of the time")
@@ -98,7 +102,12 @@ def main() -> None:
         parser.error(f"--only: no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     if options.rounds < 1 or options.passes < 1:
         parser.error("--rounds and --passes must be at least 1")
-    contenders = [one for one in CONTENDERS if not (options.skip_flower and one.key == FLOWER)]
+    wanted = set(options.contenders.split(","))
+    if unknown := wanted - set(keys):
+        parser.error(f"--contenders: no {', '.join(sorted(unknown))}; there are {', '.join(keys)}")
+    if options.skip_flower:
+        wanted.discard(FLOWER)
+    contenders = [one for one in CONTENDERS if one.key in wanted]
     with tempfile.TemporaryDirectory() as home:
         _prepare_environment(home)
         print(_machine())
