@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clients.training import evaluate
+from clients.evaluation import evaluate
 from fedsim.datasets import data_root
 from fedsim.federation import Federation
-from fedsim.metrics import all_metrics
+from fedsim.metrics import measured
 from fedsim.models._check import build_model
 from fedsim.parameters import FlatNetwork
 from fedsim.scenario import ClientSettings, Scenario, overrides_of
@@ -71,7 +71,7 @@ class Workload:
         """Return the accuracy on MNIST's own 10,000 test images."""
         test = self.federation.common_test
         assert test is not None, "MNIST has a test set"
-        means = evaluate(self.network(), torch.from_numpy(theta), test, [len(test)], all_metrics())
+        means = evaluate(self.network(), torch.from_numpy(theta), test, [len(test)], measured())
         return float(means["accuracy"][0])
 
 
