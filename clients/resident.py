@@ -98,6 +98,8 @@ def resolve(scenario: Scenario, federation: Federation, device: str) -> Scenario
     if client.cohort == "each" or (client.cohort == "stacked" and client.block_size is not None):
         return scenario
     where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        return scenario  # the engine says so, better than we could
     examples = federation.train[: client.batch_size].to(where)
     share = min(1.0, scenario.engine.gpus_per_worker) or 1.0
     model = flat_network(scenario, federation, where)

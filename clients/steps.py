@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -259,26 +258,3 @@ def layers_stream(generator: torch.Generator, device: torch.device) -> Iterator[
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield
-
-
-def weights_file(path: str, model: FlatNetwork) -> Tensor:
-    """Read a teacher's weights, [D].
-
-    Args:
-        path: A safetensors file, such as a run folder's model.safetensors.
-        model: The network it must fit.
-
-    Raises:
-        ValueError: The file cannot be read or holds another network.
-    """
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(Path(path).expanduser())
-    except Exception as error:
-        raise ValueError(f"teacher {path}: cannot be read: {error}") from error
-    shapes = dict(zip(model.layout.names, model.layout.shapes, strict=True))
-    got = {name: tuple(value.shape) for name, value in found.items()}
-    if got != shapes:
-        raise ValueError(f"teacher {path}: holds {got}, the scenario's model is {shapes}; name one of that model")
-    return torch.cat([found[name].reshape(-1).to(model.theta) for name in model.layout.names])

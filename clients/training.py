@@ -19,9 +19,9 @@ from clients.hooks import Shapes
 from clients.methods import LocalMethod, LocalRound, Terms
 from clients.objective import Objective
 from clients.stacked import StackedSteps
-from clients.steps import Client, EachSteps, Steps, layers_stream, shard_loss, weights_file
+from clients.steps import Client, EachSteps, Steps, layers_stream, shard_loss
 from fedsim.datasets import Split
-from fedsim.parameters import FlatNetwork
+from fedsim.parameters import FlatNetwork, weights_file
 
 if TYPE_CHECKING:
     from fedsim.settings import ClientSettings
