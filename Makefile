@@ -36,6 +36,7 @@ check: $(READY)  ## format, lint and types
 
 bench: $(READY)  ## measure, ratios side by side
 	$(BIN)/python benchmarks/kernel.py
+	$(BIN)/python -m benchmarks.simulators
 
 docs: $(READY)  ## write the pages that come from the code
 	$(BIN)/python -m fedsim.rules_page > docs/rules.md

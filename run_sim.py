@@ -75,7 +75,10 @@ def check(scenario: ScenarioArgument, changes: SetOption = None) -> None:
 @cli.command(name="list")
 def list_(
     family: Annotated[
-        str | None, typer.Argument(help="strategies, datasets, partitions, models, metrics or scenarios.")
+        str | None,
+        typer.Argument(
+            help="strategies, datasets, partitions, models, hooks, metrics or scenarios; or one of their names."
+        ),
     ] = None,
 ) -> None:
     """List what a scenario can name, a line each."""

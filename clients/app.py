@@ -15,7 +15,6 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from clients.evaluation import evaluate
 from clients.resident import Resident, State, resolve
 from clients.steps import Client
 from clients.training import (
@@ -309,8 +308,7 @@ class LocalApp:
             if own is theta or row in errors:
                 continue
             try:
-                test, sizes = here.test(range(client, client + 1))
-                found = evaluate(here.model, own, test, sizes, here.metrics, num_groups=here.num_groups)
+                found, _ = here.evaluate(own, range(client, client + 1))
             except Exception as error:  # whatever happens, the client's name must reach the server
                 errors[row] = f"{type(error).__name__}: {error}"
                 log.exception("evaluation of client %d's own model failed", client)
@@ -325,13 +323,14 @@ class LocalApp:
         places = {client: row for row, client in enumerate(clients)}
         failed: dict[int, str] = {}
         here.model.theta.copy_(theta)
-        for group in self._federation.evaluation_groups(GROUP_EXAMPLES):
+        groups = self._federation.evaluation_groups(GROUP_EXAMPLES)
+        if here.objective.predictor is not None:  # every client predicts in its own way
+            groups = [range(client, client + 1) for client in clients]
+        for group in groups:
             if wanted.isdisjoint(group):
                 continue
             try:
-                test, sizes = here.test(group)
-                theta = here.model.theta
-                found = evaluate(here.model, theta, test, sizes, here.metrics, num_groups=here.num_groups)
+                found, sizes = here.evaluate(here.model.theta, group)
             except Exception as error:  # whatever happens, the clients' names must reach the server
                 log.exception("evaluation of clients %d to %d failed", group.start, group.stop - 1)
                 failed |= dict.fromkeys(group, f"{type(error).__name__}: {error}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -17,7 +18,15 @@ from torch.nn.functional import cross_entropy
 
 from clients.hooks import Draws, Hook, Memory, Predict, Privacy, Shapes, Step
 from clients.methods import LocalRound, Terms
+from fedsim.datasets import Split
 from fedsim.models import Outputs
+from fedsim.parameters import FlatNetwork
+
+CHUNK = 2048
+"""Examples per forward pass where no gradient step follows; fixed, because it decides the last bits of a sum."""
+
+PREDICTOR_PASSES = 2
+"""Passes over a shard before predicting: one for what the other is measured against (a centre, then means)."""
 
 Memories = dict[str, Memory]
 """Hook's name -> its memory."""
@@ -61,6 +70,7 @@ class Objective:
         self.hooks = dict(hooks or {})
         self._shapes = shapes
         self.plain = not self.hooks
+        self.predictor = next((hook for hook in self.hooks.values() if hook.predicts), None)
         self.privacy: Privacy | None = next((h.privacy for h in self.hooks.values() if h.privacy), None)
         self.files: dict[str, Tensor] = {}
         """Hook's name -> weights of its teacher, [D], where they come from a file."""
@@ -79,6 +89,24 @@ class Objective:
             fresh = hook.init(self._shapes, targets)
             memories[name] = {key: state.get(f"{name}.{key}", value) for key, value in fresh.items()}
         return memories
+
+    def predictor_of(self, model: FlatNetwork, train: Split) -> Callable[[Outputs], Tensor] | None:
+        """Return how a client turns its model's outputs into scores, [B, C]; None where the logits are the scores.
+
+        Args:
+            model: The network at the weights to predict with.
+            train: The client's train shard.
+        """
+        hook = self.predictor
+        if hook is None:
+            return None
+        assert self._shapes is not None, "hooks need to know the network's outputs"
+        memory = hook.init(self._shapes, train.y)
+        model.network.eval()
+        with torch.no_grad():
+            for _ in range(PREDICTOR_PASSES):
+                memory = dict(hook.refit(memory, collected(hook, memory, model, train)))
+        return partial(hook.scores, memory)
 
     def kept(self, memories: Memories) -> Named:
         """Return what the client keeps until its next round."""
@@ -193,6 +221,17 @@ class Objective:
         factors = batch.mask * (self.privacy.norm / norms.clamp(min=1e-12)).clamp(max=1.0) / expected
         summed = {name: torch.tensordot(factors, g, dims=1) for name, g in gradients.items()}
         return summed, cast(Outputs, outputs)
+
+
+def collected(hook: Hook, memory: Memory, model: FlatNetwork, train: Split) -> Named:
+    """Return the sums of what a hook collects over a shard."""
+    sums: Named = {}
+    for start in range(0, len(train), CHUNK):
+        part = train[start : start + CHUNK]
+        outputs = model.outputs(part.x)
+        found = hook.collect(memory, outputs, part.y, outputs.logits.new_ones(len(part)))
+        sums = {key: sums[key] + value if sums else value for key, value in found.items()}
+    return sums
 
 
 def fill_up(drawn: Sequence[Drawn], width: int) -> Drawn:

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from clients import cohort
+from clients.evaluation import evaluate
 from clients.objective import Objective
 from clients.steps import Client
 from clients.training import shapes_of, teachers_of
 from fedsim import seeds
-from fedsim.datasets import Split
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
 from fedsim.metrics import measured
@@ -29,6 +29,8 @@ class Resident:
 
     def __init__(self, scenario: Scenario, federation: Federation, device: torch.device) -> None:
         self.device = device
+        if scenario.engine.precision == "tf32" and device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
         self.model = flat_network(scenario, federation, device)
         self.metrics = measured(scenario.evaluation.metrics)
         self.num_groups = len(federation.group_names)
@@ -55,11 +57,23 @@ class Resident:
         """Return copies on the device: what comes from shared memory is read-only."""
         return {name: torch.from_numpy(array.copy()).to(self.device) for name, array in arrays.items()}
 
-    def test(self, group: range) -> tuple[Split, list[int]]:
-        """Return the test shards of a range of clients, one after the other, and their sizes."""
+    def evaluate(self, theta: torch.Tensor, group: range) -> tuple[dict[str, NDArray[np.float64]], list[int]]:
+        """Evaluate weights on the test shards of a range of clients; of one client where a hook predicts.
+
+        Returns:
+            What the metrics give, name -> [K] or [K, V], and the clients' numbers of test examples.
+        """
         offsets = self._federation.test_offsets
-        rows = slice(int(offsets[group.start]), int(offsets[group.stop]))
-        return self._test[rows], [int(self._federation.test_sizes[client]) for client in group]
+        test = self._test[int(offsets[group.start]) : int(offsets[group.stop])]
+        sizes = [int(self._federation.test_sizes[client]) for client in group]
+        scores = None
+        if self.objective.predictor is not None:
+            assert len(group) == 1, "every client predicts in its own way"
+            self.model.theta.copy_(theta)
+            rows = self._federation.train_offsets[group.start : group.stop + 1].tolist()
+            scores = self.objective.predictor_of(self.model, self.pool[slice(*rows)])
+        found = evaluate(self.model, theta, test, sizes, self.metrics, scores, self.num_groups)
+        return found, sizes
 
 
 def flat_network(scenario: Scenario, federation: Federation, device: torch.device) -> FlatNetwork:
@@ -84,6 +98,8 @@ def resolve(scenario: Scenario, federation: Federation, device: str) -> Scenario
     if client.cohort == "each" or (client.cohort == "stacked" and client.block_size is not None):
         return scenario
     where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        return scenario  # the engine says so, better than we could
     examples = federation.train[: client.batch_size].to(where)
     share = min(1.0, scenario.engine.gpus_per_worker) or 1.0
     model = flat_network(scenario, federation, where)

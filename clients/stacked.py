@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
-from torch.nn.functional import cross_entropy
+from torch.func import grad, grad_and_value, vmap
+from torch.nn.functional import log_softmax
 
 from clients.batches import Epoch, augment
 from clients.methods import Terms
@@ -37,7 +37,8 @@ class StackedSteps(Steps):
         self._firsts = torch.tensor([client.rows.start for client in self.clients], device=device)
         self._sizes = torch.tensor(sizes, device=device)
         self._stacked = _stack(self.memories)
-        self._step_of_all = vmap(self._one_step, in_dims=(0, 0, 0, 0, 0, 0, 0), randomness="error")
+        self._step_of_all = vmap(self._one_step, randomness="error")
+        self._plain_step_of_all = vmap(grad(self._summed_loss), randomness="error")
 
     @property
     def theta(self) -> Tensor:
@@ -92,7 +93,7 @@ class StackedSteps(Steps):
         for step in range(visits.shape[1]):
             count = sum(len(epoch.sizes) > step for epoch in epochs)
             at = visits[:count, step]
-            x = self.pool.x[at]
+            x = self.pool.x.index_select(0, at.flatten()).view(*at.shape, *self.pool.x.shape[1:])
             if shifts is not None:
                 x = augment(x, shifts[:count, step])
             self._step(x, self.pool.y[at], filled[:count, step], [e.sizes[step] for e in epochs[:count]])
@@ -133,37 +134,41 @@ class StackedSteps(Steps):
         """
         steps = max(len(epoch.sizes) for epoch in epochs)
         width = max(min(self.settings.batch_size, self._largest), *(max(epoch.sizes) for epoch in epochs))
-        visits = torch.zeros(len(epochs), steps, width, dtype=torch.int64)
-        filled = torch.zeros(len(epochs), steps, width, dtype=torch.bool)
-        moves = (
-            torch.zeros(len(epochs), steps, width, 3, dtype=torch.int64) if epochs[0].shifts is not None else None
-        )
-        for row, (epoch, client) in enumerate(zip(epochs, self.clients, strict=True)):
-            visits[row] = client.rows.start
-            places = torch.arange(width)
-            taken = places < torch.tensor(epoch.sizes).unsqueeze(1)
-            filled[row, : len(taken)] = taken
-            visits[row, : len(taken)][taken] = client.rows.start + epoch.rows
-            if moves is not None and epoch.shifts is not None:
-                moves[row, : len(taken)][taken] = epoch.shifts
+        # Where each visit goes in [steps * B]: only random batches leave places free before the last one.
+        if self.objective.privacy is None:
+            counts = torch.tensor([len(epoch.rows) for epoch in epochs])
+            filled = torch.arange(steps * width) < counts.unsqueeze(1)
+        else:
+            sizes = torch.zeros(len(epochs), steps, dtype=torch.int64)
+            for row, epoch in enumerate(epochs):
+                sizes[row, : len(epoch.sizes)] = torch.tensor(epoch.sizes)
+            filled = (torch.arange(width) < sizes.unsqueeze(2)).view(len(epochs), -1)
+        visits = torch.zeros(len(epochs), steps * width, dtype=torch.int64)
+        visits[filled] = torch.cat([epoch.rows for epoch in epochs])
         device = self.pool.y.device
-        return (
-            visits.to(device),
-            filled.to(device, self._theta.dtype),
-            None if moves is None else moves.to(device),
-        )
+        rows = visits.to(device) + self._firsts.unsqueeze(1)
+        moves: Tensor | None = None
+        shifts = [epoch.shifts for epoch in epochs if epoch.shifts is not None]
+        if shifts:
+            moves = torch.zeros(len(epochs), steps * width, 3, dtype=torch.int64)
+            moves[filled] = torch.cat(shifts)
+            moves = moves.view(len(epochs), steps, width, 3).to(device)
+        shape = (len(epochs), steps, width)
+        return rows.view(shape), filled.view(shape).to(device, self._theta.dtype), moves
 
     def _step(self, x: Tensor, y: Tensor, mask: Tensor, sizes: Sequence[int]) -> None:
         count, width = mask.shape
         parameters = {name: value[:count] for name, value in self._parameters.items()}
+        if self.objective.plain:  # without the hooks' arguments, whose mapping costs as much as a small network
+            with torch.no_grad():
+                self._apply(self._plain_step_of_all(parameters, x, y, mask, mask.sum(dim=1)), count)
+            return
         memories: Memories = {
             name: {k: v[:count] for k, v in memory.items()} for name, memory in self._stacked.items()
         }
-        drawn: Drawn = {}
-        if not self.objective.plain:
-            shapes = [(size, *x.shape[2:]) for size in sizes]
-            draws = [self.objective.draw(self._generators[row], shape) for row, shape in enumerate(shapes)]
-            drawn = moved(fill_up(draws, width), x.device)
+        shapes = [(size, *x.shape[2:]) for size in sizes]
+        draws = [self.objective.draw(self._generators[row], shape) for row, shape in enumerate(shapes)]
+        drawn = moved(fill_up(draws, width), x.device)
         said: dict[str, Outputs] = {}
         for name, weights in self._teachers.items():
             # Expanded, not shared: a product with shared weights would depend in its last bit on who else is there.
@@ -216,7 +221,9 @@ class StackedSteps(Steps):
         theta.sub_(step, alpha=self.lr)
 
     def _summed_loss(self, parameters: Named, x: Tensor, y: Tensor, mask: Tensor, size: Tensor) -> Tensor:
-        rows = cross_entropy(self.model.outputs_at(parameters, x).logits, y, reduction="none")
+        # PyTorch maps its own cross-entropy over clients in Python, which takes longer than a small network.
+        logs = log_softmax(self.model.outputs_at(parameters, x).logits, dim=1)
+        rows = -logs.gather(1, y.unsqueeze(1)).squeeze(1)
         return torch.where(mask > 0, rows, 0.0).sum() / size
 
     def _chunks(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:

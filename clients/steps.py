@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,16 +18,13 @@ from torch.nn.functional import cross_entropy
 
 from clients.batches import Batches, Stream, augment
 from clients.methods import Terms
-from clients.objective import Batch, Memories, Named, Objective, fill_up, moved
+from clients.objective import CHUNK, Batch, Memories, Objective, collected, fill_up, moved
 from fedsim.datasets import Split
 from fedsim.models import Outputs
 from fedsim.parameters import FlatNetwork
 
 if TYPE_CHECKING:
     from fedsim.settings import ClientSettings
-
-CHUNK = 2048
-"""Examples per forward pass where no gradient step follows; fixed, because it decides the last bits of a sum."""
 
 
 @dataclass(frozen=True)
@@ -173,19 +169,12 @@ class EachSteps(Steps):
         """Show hooks the whole shard."""
         shard = self.clients[0].shard(self.pool)
         memories = self.memories[0]
-        names = [name for name, rows in wanted.items() if rows[0]]
-        sums: dict[str, Named] = {}
         self.model.network.eval()
         with torch.no_grad():
-            for start in range(0, len(shard), CHUNK):
-                part = shard[start : start + CHUNK]
-                outputs = self.model.outputs(part.x)
-                mask = outputs.logits.new_ones(len(part))
-                for name in names:
-                    found = self.objective.hooks[name].collect(memories[name], outputs, part.y, mask)
-                    sums[name] = _add(sums.get(name), found)
-            for name in names:
-                memories[name] = dict(self.objective.hooks[name].refit(memories[name], sums[name]))
+            for name in (name for name, rows in wanted.items() if rows[0]):
+                hook = self.objective.hooks[name]
+                sums = collected(hook, memories[name], self.model, shard)
+                memories[name] = dict(hook.refit(memories[name], sums))
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         model, settings, terms = self.model, self.settings, self._terms
@@ -271,30 +260,3 @@ def layers_stream(generator: torch.Generator, device: torch.device) -> Iterator[
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield
-
-
-def weights_file(path: str, model: FlatNetwork) -> Tensor:
-    """Read a teacher's weights, [D].
-
-    Args:
-        path: A safetensors file, such as a run folder's model.safetensors.
-        model: The network it must fit.
-
-    Raises:
-        ValueError: The file cannot be read or holds another network.
-    """
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(Path(path).expanduser())
-    except Exception as error:
-        raise ValueError(f"teacher {path}: cannot be read: {error}") from error
-    shapes = dict(zip(model.layout.names, model.layout.shapes, strict=True))
-    got = {name: tuple(value.shape) for name, value in found.items()}
-    if got != shapes:
-        raise ValueError(f"teacher {path}: holds {got}, the scenario's model is {shapes}; name one of that model")
-    return torch.cat([found[name].reshape(-1).to(model.theta) for name in model.layout.names])
-
-
-def _add(sums: Named | None, found: Mapping[str, Tensor]) -> Named:
-    return dict(found) if sums is None else {key: sums[key] + value for key, value in found.items()}

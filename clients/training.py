@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from clients import quasi_newton
@@ -18,9 +19,9 @@ from clients.hooks import Shapes
 from clients.methods import LocalMethod, LocalRound, Terms
 from clients.objective import Objective
 from clients.stacked import StackedSteps
-from clients.steps import Client, EachSteps, Steps, layers_stream, shard_loss, weights_file
+from clients.steps import Client, EachSteps, Steps, layers_stream, shard_loss
 from fedsim.datasets import Split
-from fedsim.parameters import FlatNetwork
+from fedsim.parameters import FlatNetwork, weights_file
 
 if TYPE_CHECKING:
     from fedsim.settings import ClientSettings
@@ -216,10 +217,11 @@ def _fit(
 
     beside = _train_beside(steps, rounds, terms, work)
     fits = []
+    norms = torch.linalg.vector_norm(updates, dim=1).tolist()
     for row, (client, this) in enumerate(zip(clients, rounds, strict=True)):
         update = updates[row]
         report = {"num-examples": float(len(client.rows)), "steps": float(taken[row]), "lr": work.lr}
-        report["update-norm"] = float(update.norm())
+        report["update-norm"] = norms[row]
         if losses is not None and (work.before or newton is not None):
             report["loss"] = losses[row]
         if losses_after is not None and work.after:

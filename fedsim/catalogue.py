@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic.fields import FieldInfo
+
+from clients.hooks import Hook
 from fedsim import plugins
 from fedsim.errors import ScenarioError
 from fedsim.metrics import Metric
@@ -21,6 +25,7 @@ _SHELVES: Mapping[str, tuple[str, type[Plugin]]] = {
     "datasets": FAMILIES["data"],
     "partitions": FAMILIES["partition"],
     "models": FAMILIES["model"],
+    "hooks": ("clients.hooks", Hook),
     "metrics": ("fedsim.metrics", Metric),
 }
 
@@ -30,10 +35,10 @@ WIDEST = 20
 
 
 def lines(family: str | None = None) -> list[str]:
-    """Return "name  what it is" of one family, or of all with headings.
+    """Return "name  what it is" of one family, or of all with headings; or what one plugin is, with its options.
 
     Raises:
-        ScenarioError: There is no such family.
+        ScenarioError: There is no such family or plugin.
     """
     known = [*_SHELVES, "scenarios"]
     if family is None:
@@ -41,9 +46,7 @@ def lines(family: str | None = None) -> list[str]:
     if family == "scenarios":
         return _aligned(_scenarios())
     if family not in _SHELVES:
-        raise ScenarioError(
-            "list", [f'no family "{family}"{plugins.nearest(family, known)} there are {", ".join(known)}']
-        )
+        return _plugin(family, known)
     package, base = _SHELVES[family]
     entries = {}
     for name in plugins.names(package):
@@ -52,6 +55,42 @@ def lines(family: str | None = None) -> list[str]:
     if base is AnyRule:
         entries |= {name: f"Flower's own: {stock_options.describe(name)}" for name in stock_options.names()}
     return _aligned(entries)
+
+
+def _plugin(name: str, families: Sequence[str]) -> list[str]:
+    """Return what every plugin of a name is, and its options with their defaults."""
+    found: list[str] = []
+    names = list(families)
+    for shelf, (package, base) in _SHELVES.items():
+        names += plugins.names(package)
+        if name not in plugins.names(package):
+            continue
+        kind = plugins.find(package, name, base)
+        found += [f"{name} ({plugins.noun(base)}, of {shelf})", *_described(kind, base), ""]
+        options = kind.model_fields
+        found += [f"  {option} = {_default(field)}" for option, field in options.items()] or ["  no options"]
+    if not found:
+        problem = f'no family or plugin "{name}"{plugins.nearest(name, names)} families are {", ".join(families)}'
+        raise ScenarioError("list", [problem])
+    return found
+
+
+def _described(kind: type[Plugin], base: type[Plugin]) -> list[str]:
+    """Return what a class says of itself, and what those between it and the family's base say of its options."""
+    between = [each for each in kind.__mro__[1:] if issubclass(each, base) and each is not base]
+    return [
+        line
+        for each in (kind, *between)
+        if each is kind or each.__annotations__
+        for line in (*(inspect.getdoc(each) or "").splitlines(), "")
+    ][:-1]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "(has to be given)"
+    value = field.get_default(call_default_factory=True)
+    return "(not set)" if value is None else json.dumps(value, default=str)
 
 
 def _scenarios() -> dict[str, str]:

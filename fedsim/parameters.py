@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -142,3 +143,28 @@ class FlatNetwork:
         with torch.autocast(self.theta.device.type, dtype=torch.bfloat16):
             outputs = forward()
         return Outputs(outputs.logits.float(), outputs.features.float())
+
+
+def weights_file(path: str, model: FlatNetwork) -> Tensor:
+    """Read a network's weights, [D].
+
+    Args:
+        path: A safetensors file, such as a run folder's model.safetensors.
+        model: The network it must fit.
+
+    Raises:
+        ValueError: The file cannot be read or holds another network.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(Path(path).expanduser())
+    except Exception as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); name a safetensors file, such as a run's model"
+        ) from error
+    shapes = dict(zip(model.layout.names, model.layout.shapes, strict=True))
+    got = {name: tuple(value.shape) for name, value in found.items()}
+    if got != shapes:
+        raise ValueError(f"{path}: holds {got}, and the scenario's model is {shapes}; name weights of that model")
+    return torch.cat([found[name].reshape(-1).to(model.theta) for name in model.layout.names])

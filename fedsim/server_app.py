@@ -11,19 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
 
 from clients.evaluation import evaluate
+from clients.resident import flat_network, resolve
 from fedsim import plugins
 from fedsim.averages import Average
 from fedsim.datasets import data_root
 from fedsim.errors import FedSimError, ScenarioError
 from fedsim.federation import Federation
 from fedsim.metrics import SUMS, measured
-from fedsim.models._check import build_model
-from fedsim.parameters import FlatNetwork, tensor_of
+from fedsim.parameters import tensor_of, weights_file
 from fedsim.report import save_partition_figure, write_report
 from fedsim.rounds import Callback, CentralEvaluation, Round, run_rounds
 from fedsim.run_folder import RunFolder, default_folder
@@ -138,8 +140,7 @@ def strategy_of(scenario: Scenario, *, min_available_nodes: int = 1) -> RuleStra
 def _rounds(
     scenario: Scenario, federation: Federation, grid: Grid, run: RunFolder, callbacks: Sequence[Callback]
 ) -> None:
-    network = build_model(scenario.model, federation.input_shape, federation.num_classes, scenario.seed)
-    initial = {name: value.detach().numpy() for name, value in network.named_parameters()}
+    initial = _initial(scenario, federation)
     run.started()
     run_rounds(
         strategy_of(scenario, min_available_nodes=federation.num_clients),
@@ -158,13 +159,30 @@ def _rounds(
     )
 
 
+def _initial(scenario: Scenario, federation: Federation) -> dict[str, NDArray[np.float32]]:
+    """Return the weights to start from.
+
+    Raises:
+        ScenarioError: They are to come from a file that cannot be read or holds another network.
+    """
+    model = flat_network(scenario, federation, torch.device("cpu"))
+    theta = model.theta
+    if scenario.server.initial is not None:
+        try:
+            theta = weights_file(scenario.server.initial, model)
+        except ValueError as error:
+            raise ScenarioError(scenario.name, [f"server.initial: {error}"]) from error
+    return model.layout.split(theta.numpy())
+
+
 def _central_evaluation(scenario: Scenario, federation: Federation) -> CentralEvaluation | None:
     """Return a function that evaluates on the common test set, if the data have one."""
     if federation.common_test is None:
         return None
+    if any(hook.predicts for hook in scenario.client.hooks):
+        return None  # predictions come from each client's own train shard, which the server does not have
     device = torch.device("cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
-    network = build_model(scenario.model, federation.input_shape, federation.num_classes, scenario.seed)
-    model = FlatNetwork(network, device)
+    model = flat_network(scenario, federation, device)
     test = federation.common_test.to(device)
     # Groups may be known of the clients' examples alone.
     known = {
@@ -210,6 +228,7 @@ def main(grid: Grid, context: Context) -> None:
         str(context.run_config["scenario"]), overrides_of(str(context.run_config["overrides"]))
     )
     federation = build_federation(scenario)
+    scenario = resolve(scenario, federation, "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
     folder = default_folder(scenario).resolve()
 
     def say(finished: Round) -> None:

@@ -82,12 +82,15 @@ class ServerSettings(Section):
         average: Which model is served, that is evaluated and kept; training goes on from the last one in any case.
             "none": the last. "all": the mean over all rounds, as AFL returns. "recent": a mean that reaches back
             about as many rounds as it takes to sample every client once; under full participation the last.
+        initial: Weights to start from, in a safetensors file of the scenario's model, such as another run's; None
+            initialises from the seed.
     """
 
     lr: PositiveFloat | None = None
     lr_decay: Decay = 1.0
     clients_per_round: PositiveInt | None = None
     average: Literal["none", "all", "recent"] = "none"
+    initial: str | None = None
 
 
 class EngineSettings(Section):

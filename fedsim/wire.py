@@ -65,6 +65,7 @@ class Block:
         errors: Row -> what went wrong there; that row of the arrays means nothing.
         theta: The weights received, [D], when local weights rather than updates were asked for.
         layout: Names and shapes that go with `theta`.
+        posted: The updates lie on the engine's board rather than here.
     """
 
     clients: tuple[int, ...]
@@ -73,6 +74,37 @@ class Block:
     errors: Mapping[int, str] = field(default_factory=dict)
     theta: Floats | None = None
     layout: Layout | None = None
+    posted: bool = False
+
+    @staticmethod
+    def merged(parts: Sequence[tuple[Sequence[int], Block]], num_rows: int, updates: Floats | None) -> Block:
+        """Return one block for what several workers answer.
+
+        Args:
+            parts: The places of a worker's rows in the whole, and its block.
+            num_rows: Number of rows K of the whole.
+            updates: [K, D] where rows that were posted lie already, or None to make it where it is needed.
+        """
+        clients = [-1] * num_rows
+        numbers: dict[str, NDArray[np.float64]] = {}
+        errors: dict[int, str] = {}
+        theta, layout = None, None
+        for places, part in parts:
+            rows = list(places)
+            for place, client in zip(rows, part.clients, strict=True):
+                clients[place] = client
+            for name, column in part.numbers.items():
+                blank = np.full((num_rows, *column.shape[1:]), np.nan)
+                numbers.setdefault(name, blank)[rows] = column
+            errors |= {rows[row]: reason for row, reason in part.errors.items()}
+            if part.updates is not None:
+                if updates is None:
+                    updates = np.zeros((num_rows, part.updates.shape[1]), np.float32)
+                updates[rows] = part.updates
+            if part.theta is not None:
+                theta, layout = part.theta, part.layout
+        sent = any(part.posted or part.updates is not None for _, part in parts)
+        return Block(tuple(clients), numbers, updates if sent else None, errors, theta, layout)
 
     def content(self, row: int) -> RecordDict:
         """Return one client's answer as Flower records."""

@@ -18,6 +18,9 @@ from torch import Tensor
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
+ALONE_BYTES = 2**24
+"""Work on fewer bytes is over before a second thread has begun."""
+
 BLOCK_BYTES = 4 * 2**20
 """Size of one float64 block of the rows: small enough for the cache, large enough that calls cost nothing."""
 
@@ -200,7 +203,7 @@ def _threads(
     longer than the products on a machine that has other work too.
     """
     num_threads = torch.get_num_threads()
-    small = 8 * sum(part.numel() for part in parts) <= BLOCK_BYTES
+    small = 8 * sum(part.numel() for part in parts) <= ALONE_BYTES
     with one_thread():
         if small or num_threads == 1 or parts[0].device.type != "cpu":
             yield map

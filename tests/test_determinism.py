@@ -40,6 +40,15 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
+HOOKED: dict[str, Any] = {
+    "batch_size": 16,
+    "lr": 0.05,
+    "momentum": 0.5,
+    "augment": "crop_flip",
+    "hooks": [{"name": "fed_it", "decay": 0.9}, {"name": "cmim"}, {"name": "pgd", "steps": 2}],
+}
+"""Hooks that keep a memory and draw random numbers."""
+
 MEASURED = ["cmi", "calibration", "macro_f1", "class_accuracy"]
 
 
@@ -123,6 +132,35 @@ def test_any_number_of_workers_gives_the_bits_of_one_process(rule: str, workers:
     for count in (1, 2, 3):
         app = LocalApp(scenario, federation)
         assert_same(run(scenario, federation, workers(app, count), tmp_path / str(count)), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cohort", [{"cohort": "each"}, {"cohort": "stacked", "block_size": 2}], ids=str)
+def test_hooks_and_blocks_are_the_same_bits_on_any_number_of_workers(
+    cohort: dict[str, Any], workers: Any, tmp_path: Path
+) -> None:
+    scenario = scenario_of("fedavg", rounds=3, client={**HOOKED, **cohort})
+    federation = federation_of(scenario)
+    app = LocalApp(scenario, federation)
+    blocks = app.units("train", [6, 1, 4, 3, 0])
+    assert [len(block) for block in blocks] == ([2, 2, 1] if "block_size" in cohort else [1] * 5)
+    expected = run(scenario, federation, LocalGrid(app), tmp_path / "local")
+    assert expected["clients"]["fed_it_concentration"].max() > 0
+    for count in (1, 2, 3):
+        found = workers(LocalApp(scenario, federation), count)
+        assert_same(run(scenario, federation, found, tmp_path / str(count)), expected)
+
+
+def test_one_client_after_the_other_and_blocks_give_the_same_numbers(tmp_path: Path) -> None:
+    def once(cohort: str) -> dict[str, Any]:
+        scenario = scenario_of("adafed", client={**HOOKED, "cohort": cohort})
+        federation = federation_of(scenario)
+        return run(scenario, federation, LocalGrid(LocalApp(scenario, federation)), tmp_path / cohort)
+
+    each, stacked = once("each"), once("stacked")
+    pd.testing.assert_frame_equal(stacked["clients"], each["clients"], rtol=1e-2, atol=1e-3)
+    # To rounding only: were the bits the same too, one of the two would not have been used.
+    assert each["summary"]["model_sha256"] != stacked["summary"]["model_sha256"]
 
 
 @pytest.mark.slow

@@ -19,6 +19,9 @@ START = 10.0
 
 OFF_DIAGONAL = 1e-6
 
+ABSENT = 10.0
+"""Nats by which a class without examples is farther than the farthest other one."""
+
 
 @final
 class Ncmi(Hook):
@@ -27,7 +30,8 @@ class Ncmi(Hook):
     h = (z - mu) / ||z - mu|| / temperature with a running centre mu, P = sigmax(h) = sigmoid(h) / sum sigmoid(h),
     and Q_c = sigmax(A_c) with free A, [C, F]. The last linear layer gets no gradient: a client predicts the class
     argmin_c KL(P || Q_c), with mu and Q_c the means over its own train shard at the weights evaluated, so a class
-    it has no example of is never predicted. The network needs at least as many features as there are classes.
+    it has no example of is never predicted. Loss and calibration are
+    then those of softmax(-KL). The network needs at least as many features as there are classes.
 
     Attributes:
         temperature: T; 0.2 in the best published run.
@@ -120,7 +124,8 @@ class Ncmi(Hook):
         """Return -KL(P || Q_c), [B, C]; classes the client has no example of come last."""
         logs = log_sigmax(self._normalised(memory["centre"], outputs.features))
         distances = kl(logs.unsqueeze(1), floored_log(memory["_means"]).unsqueeze(0))
-        return torch.where(memory["_seen"] > 0, -distances, -distances - 1e6)
+        last = distances.amax(dim=1, keepdim=True) + ABSENT
+        return -torch.where(memory["_seen"] > 0, distances, last)
 
     def _normalised(self, centre: Tensor, features: Tensor) -> Tensor:
         apart = features - centre

@@ -7,7 +7,9 @@ array back. What a client keeps between rounds stays in the object store, and on
 from __future__ import annotations
 
 import logging
+import math
 import os
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from flwr.app import RecordDict
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from fedsim.engine.base import BlockApp, BlockGrid, State
+from fedsim.engine.board import Board, Boards, Note
 from fedsim.engine.local import check_device
 from fedsim.engine.schedule import balance
 from fedsim.engine.worker import Worker
@@ -56,6 +59,8 @@ class RayGrid(BlockGrid):
         super().__init__(app)
         self._workers: list[Any] = []
         self._states: dict[int, Any] = {}
+        self._boards = Boards()
+        self._local: list[bool] = []
         num_workers = _num_workers(settings)
         self._own_ray = not ray.is_initialized()
         if self._own_ray:
@@ -66,7 +71,9 @@ class RayGrid(BlockGrid):
             # One core each as Ray counts them: an actor that claims none may be packed with others.
             actor: Any = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_worker, max_restarts=0)(Worker)
             self._workers = [actor.remote(shared, settings.threads_per_worker) for _ in range(num_workers)]
-            ray.get([worker.ready.remote() for worker in self._workers], timeout=START_S)
+            nodes = ray.get([worker.ready.remote() for worker in self._workers], timeout=START_S)
+            here = str(ray.get_runtime_context().get_node_id())
+            self._local = [node == here for node in nodes]
         except RayError as error:
             self.close()
             raise EngineError(f"engine: the Ray workers cannot start: {_cause(error)}") from error
@@ -80,25 +87,36 @@ class RayGrid(BlockGrid):
         self, kind: str, content: RecordDict, clients: Sequence[int], timeout: float | None
     ) -> Mapping[int, tuple[Block, int] | str]:
         """Send one block to each worker and wait for all."""
-        shared = ray.put(content)
+        if not clients:
+            return {}
+        place_of = {client: place for place, client in enumerate(clients)}
+        request = _Request(content, (len(clients), _width(kind, content)), self._boards, self._local)
         units = self._app.units(kind, clients)
         costs = [sum(self._app.cost(kind, client) for client in unit) for unit in units]
         calls = []
-        for worker, share in zip(self._workers, balance(costs, len(self._workers)), strict=True):
+        for number, share in enumerate(balance(costs, len(self._workers))):
             if share:
                 chosen = [units[place] for place in share]
                 members = [client for unit in chosen for client in unit]
-                calls.append((members, self._call(worker, kind, shared, chosen, members)))
+                places = [place_of[client] for client in members]
+                calls.append(
+                    (members, places, self._call(number, kind, request.for_worker(number), chosen, places))
+                )
         deadline = None if timeout is None else time.monotonic() + timeout
         results: dict[int, tuple[Block, int] | str] = {}
-        for members, futures in calls:
+        parts: list[tuple[list[int], Block]] = []
+        for members, places, futures in calls:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             block = self._collect(members, futures[0], left)
             if block is None:
                 results |= dict.fromkeys(members, f"no answer within {timeout:g} s")
                 continue
-            results |= {client: (block, row) for row, client in enumerate(members)}
+            parts.append((places, block))
             self._states.update(zip(members, futures[1:], strict=False))
+        # A worker that is late may still write: its board is not used again.
+        whole = request.merged(parts, late=bool(results))
+        for places, block in parts:
+            results |= {client: (whole, place) for client, place in zip(block.clients, places, strict=True)}
         return results
 
     def client_states(self) -> dict[int, State]:
@@ -107,6 +125,7 @@ class RayGrid(BlockGrid):
 
     def close(self) -> None:
         """End the workers, and Ray if this grid started it."""
+        self._boards.close()
         if self._own_ray:
             ray.shutdown()
         else:
@@ -121,14 +140,15 @@ class RayGrid(BlockGrid):
             self.close()
             raise EngineError(f"engine.workers: the running Ray has {room} CPUs, got {num_workers} workers")
 
-    def _call(self, worker: Any, kind: str, content: Any, units: list[list[int]], members: list[int]) -> list[Any]:
+    def _call(self, number: int, kind: str, request: Any, units: list[list[int]], places: list[int]) -> list[Any]:
+        worker = self._workers[number]
         if not (self.keeps(kind) or self._app.reads_state(kind)):
-            return [worker.run.remote(kind, content, units)]
-        states = [self._states.get(client, {}) for client in members]
+            return [worker.run.remote(kind, request, units, places)]
+        states = [self._states.get(client, {}) for unit in units for client in unit]
         if not self.keeps(kind):
-            return [worker.read.remote(kind, content, units, *states)]
-        call = worker.run.options(num_returns=1 + len(members))
-        return list(call.remote(kind, content, units, *states))
+            return [worker.read.remote(kind, request, units, places, *states)]
+        call = worker.run.options(num_returns=1 + len(places))
+        return list(call.remote(kind, request, units, places, *states))
 
     def _collect(self, members: list[int], future: Any, timeout: float | None) -> Block | None:
         """Return a worker's block, or None when it did not come in time."""
@@ -144,6 +164,47 @@ class RayGrid(BlockGrid):
                 "if memory ran out, use fewer engine.workers"
             ) from error
         return block
+
+
+class _Request:
+    """What the workers are asked in one call: on a board for those of this machine, else in the object store."""
+
+    def __init__(self, content: RecordDict, shape: tuple[int, int], boards: Boards, local: Sequence[bool]) -> None:
+        self._content, self._boards, self._local, self._rows = content, boards, local, shape[0]
+        self._note: Note | None = None
+        self._board: Board | None = None
+        self._stored: Any = None
+        if any(local):
+            packed = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+            self._board = boards.take(len(packed), shape)
+            if self._board is not None:
+                self._note = self._board.post(packed, shape)
+
+    def for_worker(self, number: int) -> Any:
+        """Return what a worker is sent."""
+        if self._note is not None and self._local[number]:
+            return self._note
+        if self._stored is None:
+            self._stored = ray.put(self._content)
+        return self._stored
+
+    def merged(self, parts: Sequence[tuple[list[int], Block]], *, late: bool) -> Block:
+        """Return one block for all answers, its updates on the board where there is one."""
+        rows = self._board.rows(self._note) if self._board is not None and self._note is not None else None
+        block = Block.merged(parts, self._rows, rows)
+        if self._board is not None:
+            if late:
+                self._board.close()
+            else:
+                self._boards.give_back(self._board, block.updates)
+        return block
+
+
+def _width(kind: str, content: RecordDict) -> int:
+    """Return how many numbers a client sends in answer to training, as far as can be told: one for each weight."""
+    if kind.partition(".")[0] != "train":
+        return 0
+    return sum(math.prod(array.shape) for record in content.array_records.values() for array in record.values())
 
 
 def _num_workers(settings: EngineSettings) -> int:

@@ -248,3 +248,29 @@ class TestRayGrid:
         assert not place.exists()  # but its own worker is gone
         assert grid.num_workers == 0  # type: ignore[attr-defined]
         grid.close()  # a second time does no harm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_the_object_store_does_what_shared_memory_does(
+    kind: str, three_workers: BlockGrid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Workers on other machines, and machines without room, get the same answers another way."""
+    from fedsim.engine import board
+
+    def answers() -> list[tuple[int, list[float]]]:
+        replies = three_workers.send_and_receive(messages([7, 2, 5, 1], content(2.0), kind))
+        read = [wire.read(reply).client for reply in replies]
+        rows = [wire.read_update(r, THETA, LAYOUT).tolist() if kind == "train" else [] for r in replies]
+        return list(zip(read, rows, strict=True))
+
+    used: list[object] = []
+    take = board.Boards.take
+    monkeypatch.setattr(board.Boards, "take", lambda *given: used.append(found := take(*given)) or found)
+    shared = answers()
+    assert used[-1] is not None or not board.FOLDER.is_dir()
+    monkeypatch.setattr(board, "FOLDER", tmp_path / "missing")
+    monkeypatch.setattr(three_workers, "_boards", board.Boards())
+    assert answers() == shared
+    assert used[-1] is None
+    assert shared[0][0] == 6

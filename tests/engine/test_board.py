@@ -1,0 +1,96 @@
+"""Boards in shared memory: nothing on them is overwritten while somebody has it, and without room there is none."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, RecordDict
+
+from fedsim.engine import board as boards_module
+from fedsim.engine.board import Boards, Reader
+from fedsim.wire import Block
+
+pytestmark = pytest.mark.skipif(not boards_module.FOLDER.is_dir(), reason="no folder of shared memory here")
+
+REQUEST = pickle.dumps(RecordDict({"config": ConfigRecord({"round": 3})}))
+
+
+@pytest.fixture
+def boards() -> Iterator[Boards]:
+    found = Boards()
+    yield found
+    found.close()
+
+
+def answered(boards: Boards, value: float, shape: tuple[int, int] = (3, 5)) -> tuple[str, Any]:
+    """Let a worker write `value` into every row of a board; return the board's file and the rows."""
+    board = boards.take(len(REQUEST), shape)
+    assert board is not None
+    note = board.post(REQUEST, shape)
+    reader = Reader()
+    assert reader.request(note)["config"] == ConfigRecord({"round": 3})
+    reader.write(note, range(shape[0]), np.full(shape, value, np.float32))
+    rows = board.rows(note)
+    boards.give_back(board, rows)
+    return note.path, rows
+
+
+def test_rows_come_back_where_they_were_meant_to_be(boards: Boards) -> None:
+    board = boards.take(len(REQUEST), (4, 2))
+    assert board is not None
+    note = board.post(REQUEST, (4, 2))
+    for places in ([2, 0], [3, 1]):
+        Reader().write(note, places, np.array([[place, -place] for place in places], np.float32))
+    np.testing.assert_array_equal(board.rows(note), [[k, -k] for k in range(4)])
+
+
+def test_a_board_is_used_again_once_nobody_has_its_rows(boards: Boards) -> None:
+    first, rows = answered(boards, 1.0)
+    second, others = answered(boards, 2.0)
+    assert first != second
+    assert (rows == 1.0).all()
+    del rows
+    gc.collect()
+    third, _ = answered(boards, 3.0)
+    assert third == first
+    assert (others == 2.0).all()
+
+
+@pytest.mark.parametrize(
+    "view", [lambda rows: rows[1], lambda rows: torch.from_numpy(rows)[2:], lambda rows: Block((0, 1, 2), {}, rows)]
+)
+def test_whatever_is_made_of_rows_keeps_them(boards: Boards, view: Any) -> None:
+    _, rows = answered(boards, 1.0)
+    kept = view(rows)
+    del rows
+    gc.collect()
+    for value in (2.0, 3.0):
+        answered(boards, value)
+    values = kept.updates if isinstance(kept, Block) else kept
+    assert (np.asarray(values) == 1.0).all()
+
+
+def test_a_larger_request_gets_a_larger_board_and_the_files_are_removed(boards: Boards) -> None:
+    before = {file.name for file in boards_module.FOLDER.glob("fedsim-*")}
+    small, rows = answered(boards, 1.0)
+    del rows
+    gc.collect()
+    large, rows = answered(boards, 1.0, (300, 700))
+    assert not Path(small).exists()
+    assert Path(large).exists()
+    boards.close()
+    assert {file.name for file in boards_module.FOLDER.glob("fedsim-*")} <= before
+    assert (rows == 1.0).all()  # what is mapped stays
+
+
+def test_without_room_there_is_no_board(boards: Boards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert boards.take(100, (2**40, 2**10)) is None
+    monkeypatch.setattr(boards_module, "FOLDER", tmp_path / "missing")
+    assert boards.take(100, (1, 1)) is None
