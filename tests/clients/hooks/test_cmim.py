@@ -95,6 +95,14 @@ def test_powers_are_drawn_from_above_0_to_the_highest() -> None:
     assert Cmim().draw(generator, (3, 5)).example is None
 
 
+def test_a_power_of_0_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch draws from [0, 1): 0 may come up."""
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(*size, dtype=torch.float64))
+    drawn = Cmim().draw(seeds.generator(1), (3, 5)).step
+    assert drawn is not None
+    assert float(drawn) == 1.0
+
+
 @pytest.mark.parametrize("drawn", [0.1, 0.6, 1.0])
 def test_only_the_bucket_of_a_moves(drawn: float) -> None:
     hook, (outputs, targets) = Cmim(decay=0.7, highest=3.0, buckets=5), said(9, classes=(0, 2))

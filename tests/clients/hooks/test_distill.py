@@ -180,13 +180,15 @@ class TestFiles:
         assert teachers_of(Objective({"distill": Distill()}, shapes()), model()) == {}
 
     def test_a_file_that_is_missing_or_no_weights_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"teacher .*none\.safetensors: cannot be read: "):
+        with pytest.raises(ValueError, match=r"none\.safetensors: cannot be read"):
             self.teacher_of(tmp_path / "none.safetensors")
         (tmp_path / "text.safetensors").write_text("no weights")
-        with pytest.raises(ValueError, match=r"teacher .*text\.safetensors: cannot be read: "):
+        with pytest.raises(ValueError, match=r"text\.safetensors: cannot be read"):
             self.teacher_of(tmp_path / "text.safetensors")
 
     def test_a_file_of_another_model_is_named(self, tmp_path: Path) -> None:
         save_file({"w": torch.zeros(3)}, tmp_path / "other.safetensors")
-        with pytest.raises(ValueError, match=r"other\.safetensors: holds \{'w': \(3,\)\}, the scenario's model is"):
+        with pytest.raises(
+            ValueError, match=r"other\.safetensors: holds \{'w': \(3,\)\}.* the scenario's model is"
+        ):
             self.teacher_of(tmp_path / "other.safetensors")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from clients.app import LocalApp
 from clients.hooks.ncmi import Ncmi, log_sigmax
+from clients.resident import flat_network
 from fedsim.datasets import Split
+from fedsim.federation import Federation
 from fedsim.models import Outputs
 from tests.clients.hooks.small import (
     NUM_CLASSES,
@@ -26,6 +30,8 @@ from tests.clients.hooks.small import (
     step,
     trained,
 )
+from tests.clients.hooks.test_cohort import answer
+from tests.test_determinism import scenario_of
 
 CENTRE = torch.linspace(-0.3, 0.4, NUM_FEATURES, dtype=torch.float64)
 
@@ -198,6 +204,26 @@ class TestPrediction:
         scores = Ncmi().scores(memory, test)
         assert torch.isfinite(scores).all()
         assert set(scores.argmax(1).tolist()) == {1, 2}
+
+
+def test_clients_are_judged_by_what_they_predict() -> None:
+    """The accuracy of a run is that of the nearest class mean of the client's own train shard."""
+    made = scenario_of("fedavg", client={"hooks": ["ncmi"]}, evaluation={"metrics": ["class_accuracy"]})
+    federation = Federation.build(made.data, made.partition, made.seed, Path())
+    block = answer(LocalApp(made, federation), federation, [[client] for client in range(4)], "evaluate")
+    network = flat_network(made, federation, torch.device("cpu"))
+    with torch.no_grad():
+        for client, accuracy in zip(block.clients, block.numbers["test_accuracy"].tolist(), strict=True):
+            shard_ = federation.client(client)
+            train, test = (network.outputs(part.x).features.double() for part in (shard_.train, shard_.test))
+            centre = train.mean(0)
+            p = torch.stack([place(z, centre, 0.2) for z in train])
+            means = {c: p[shard_.train.y == c].mean(0) for c in shard_.train.y.unique().tolist()}
+            right = 0
+            for z, y in zip(test, shard_.test.y.tolist(), strict=True):
+                distances = {c: float(kl(place(z, centre, 0.2), q)) for c, q in means.items()}
+                right += min(distances, key=distances.__getitem__) == y
+            assert accuracy == pytest.approx(right / len(test))
 
 
 class TestRefused:

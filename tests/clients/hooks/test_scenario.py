@@ -182,7 +182,7 @@ class TestRefused:
         [
             (["ncmi"], {"model": {"name": "logistic"}}, "ncmi trains the features, and this model's are its input"),
             (["ncmi"], {"model": {"name": "mlp", "hidden": [5]}}, "ncmi needs at least 10 features"),
-            ([{"name": "distill", "source": "no.safetensors"}], {}, r"teacher no.safetensors: cannot be read"),
+            ([{"name": "distill", "source": "no.safetensors"}], {}, r"no\.safetensors: cannot be read"),
         ],
         ids=str,
     )
