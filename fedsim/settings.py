@@ -66,6 +66,11 @@ class ClientSettings(Section):
         return hooks
 
     @property
+    def private_by(self) -> str | None:
+        """The hook that makes updates private, if there is one."""
+        return next((name for name, hook in self.named_hooks.items() if hook.privacy), None)
+
+    @property
     def named_hooks(self) -> dict[str, Hook]:
         """The hooks by the name they have in a scenario, in order."""
         return {plugins.spelled(hook, "clients.hooks"): hook for hook in self.hooks}

@@ -213,6 +213,11 @@ class LocalTraining(Protocol):
         ...
 
     @property
+    def private_by(self) -> str | None:
+        """Name of the hook that makes updates private, if there is one."""
+        ...
+
+    @property
     def lr(self) -> float:
         """Learning rate of the first round."""
         ...

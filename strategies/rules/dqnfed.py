@@ -73,11 +73,17 @@ class DQNFed(MemoryRule):
         return 0.2 if self.step == "aligned" else 1.0
 
     def conflicts(self, training: LocalTraining) -> list[str]:
-        """Local pairs need a local epoch at least."""
+        """Local pairs need a local epoch at least, and an exact gradient is not private."""
+        problems = []
         epochs = training.local_epochs
         if self.pairs_from == "local" and epochs < 1:
-            return [f'pairs_from: "local" needs client.local_epochs >= 1, got {epochs}; use "rounds"']
-        return []
+            problems.append(f'pairs_from: "local" needs client.local_epochs >= 1, got {epochs}; use "rounds"')
+        if self.row == "final_gradient" and training.private_by is not None:
+            problems.append(
+                f'row: "final_gradient" sends an exact gradient, which {training.private_by} does not make '
+                'private; use "update"'
+            )
+        return problems
 
     def initial_memory(self) -> dict[str, Any]:
         """Return the safeguard's empty model of the mean loss."""

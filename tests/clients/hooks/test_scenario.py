@@ -32,7 +32,7 @@ NAMES = plugins.names("clients.hooks")
 
 def with_hooks(hooks: Any, rule: str = "fedavg", client: dict[str, Any] | None = None, **changes: Any) -> Scenario:
     settings = {"batch_size": 16, "lr": 0.1, "hooks": hooks, **(client or {})}
-    return scenario_of(rule, client=settings, **changes)
+    return scenario_of(rule, **{"client": settings, **changes})
 
 
 def problems(hooks: Any, **client: Any) -> tuple[str, ...]:
@@ -158,6 +158,17 @@ class TestRefused:
             "dp_sgd to clip; leave one of them out"
         )
         assert len(found) == 2
+
+    def test_a_gradient_without_noise_beside_dp_sgd(self) -> None:
+        strategy = {"name": "dqnfed", "row": "final_gradient"}
+        with pytest.raises(ScenarioError) as caught:
+            with_hooks(["dp_sgd"], strategy=strategy)
+        assert caught.value.problems == (
+            'strategy.row: "final_gradient" sends an exact gradient, which dp_sgd does not make private; '
+            'use "update"',
+        )
+        assert with_hooks(["dp_sgd"], rule="dqnfed").client.private_by == "dp_sgd"
+        assert with_hooks(["cmi"], strategy=strategy).client.private_by is None
 
     def test_two_that_predict_or_make_private(self) -> None:
         ncmi, private = hook_of("ncmi"), hook_of("dp_sgd")
