@@ -9,10 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from clients.hooks.cmi import Cmi
+from clients.objective import Objective
+from clients.steps import Client
+from clients.training import Work, fit_each, shapes_of
+from fedsim import seeds
 from fedsim.models import Outputs
+from fedsim.parameters import FlatNetwork
+from fedsim.settings import ClientSettings
+from tests.clients.hooks.networks import Headed, dense
 from tests.clients.hooks.small import (
     NUM_CLASSES,
     STEPS_AN_EPOCH,
@@ -216,6 +223,24 @@ class TestCentroids:
                 if len(mine):
                     moved = 0.7 * expected[c] + 0.3 * mine.mean(0)
                     expected[c] = moved / moved.sum()
+
+    def test_nothing_is_dropped_out_in_the_pass_over_the_shard(self, recorder: Recorder) -> None:
+        """Fed-IT's public code takes its centroids in training mode."""
+        with seeds.global_stream(3):
+            network = FlatNetwork(Headed(nn.Sequential(dense(), nn.Dropout(0.5))).double(), torch.device("cpu"))
+        data, received = shard(), network.theta.clone()
+        objective = Objective({"cmi": Cmi()}, shapes_of(network, data.x[:1], 4))
+        client = Client(range(len(data)), lambda purpose: seeds.generator(1, purpose))
+        here = received  # the weights at the start of the last epoch
+        for epochs in (1, 2):
+            recorder.clear()
+            work = Work(ClientSettings(batch_size=4, local_epochs=epochs), 0.1, objective)
+            (fit,) = fit_each(network, received, data, [client], work)
+            network.network.eval()
+            p = network.outputs_at(network.named(here), data.x).logits.detach().softmax(1)
+            expected = means_by_class(p, data.y, UNIFORM)
+            torch.testing.assert_close(recorder.memories[-1]["centroids"], expected, rtol=1e-11, atol=1e-13)
+            here = received - fit.update
 
     def test_a_class_without_examples_keeps_a_uniform_centroid(self, recorder: Recorder) -> None:
         data = shard()

@@ -23,6 +23,7 @@ from fedsim import wire
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
 from fedsim.parameters import FlatNetwork
+from fedsim.partitions.iid import Iid
 from fedsim.scenario import Scenario
 from fedsim.settings import ClientSettings
 from fedsim.wire import Block
@@ -144,6 +145,13 @@ def scenario(model: Any = None, hooks: Any = (), **client: Any) -> Scenario:
     return scenario_of("fedavg", client=settings, **({} if model is None else {"model": model}))
 
 
+def halves(size: int, most: int) -> list[int]:
+    """Sizes that are tried, in order, until none is larger than what goes through."""
+    if size <= most:
+        return [size]
+    return [size, *halves(size // 2, most), *halves(size - size // 2, most)]
+
+
 def answer(app: LocalApp, federation: Federation, units: Sequence[Sequence[int]], kind: str = "train") -> Block:
     """What clients answer in round 1 to the initial weights."""
     network = flat_network(app.scenario, federation, CPU)
@@ -216,6 +224,13 @@ class TestUnits:
             sizes = [int(federation.train_sizes[client]) for unit in units for client in unit]
             assert sizes == sorted(sizes, reverse=True)
 
+    def test_clients_of_one_size_are_in_the_order_of_their_numbers(self) -> None:
+        even = scenario(cohort="stacked", block_size=3).model_copy(update={"partition": Iid(num_clients=8)})
+        made = Federation.build(even.data, even.partition, even.seed, Path())
+        assert len(set(made.train_sizes.tolist())) < 8
+        app = LocalApp(even, made)
+        assert app.units("train", range(8)) == app.units("train", [5, 2, 7, 0, 1, 6, 4, 3])
+
     def test_each_client_is_a_unit_of_its_own(self, federation: Federation) -> None:
         assert LocalApp(scenario(cohort="each"), federation).units("train", [4, 2]) == [[4], [2]]
 
@@ -240,8 +255,7 @@ class TestFailures:
 
         monkeypatch.setattr(client_app, "fit_stacked", short_of_memory)
         halved = answer(app, federation, [list(range(8))])
-        assert tried[0] == 8
-        assert sum(size for size in tried if size <= most) == 8
+        assert tried == halves(8, most)
         assert halved.errors == {}
         assert halved.clients == whole.clients == tuple(range(8))
         assert whole.updates is not None
