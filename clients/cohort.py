@@ -129,7 +129,7 @@ def pays(model: FlatNetwork, size: int) -> bool:
 
     On a GPU a loop is bound by the launching of kernels, and a block always pays. On a CPU it saves the overhead of
     PyTorch's calls, which matters for small dense networks only: convolutions of a block become grouped ones, which
-    are slower, and weights that do not fit into the cache are read twice (benchmarks/cohorts.py measures both).
+    are slower, and weights that do not fit into the cache are read twice (benchmarks/gpu.py measures both).
     """
     if model.theta.device.type != "cpu":
         return size > 1
