@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from clients.resident import Resident, State, resolve
+from clients.resident import Resident, State, initial_weights, resolve
 from clients.steps import Client
 from clients.training import (
     Fit,
@@ -99,6 +99,8 @@ class LocalApp:
         with torch.inference_mode():
             network(self._federation.train.x[:1])
         self._check_hooks()
+        if self._scenario.server.initial is not None:
+            initial_weights(self._scenario, self._federation)
         shape = self._federation.input_shape
         if self._scenario.client.augment != "none" and len(shape) != 3:
             raise ScenarioError(
@@ -123,8 +125,11 @@ class LocalApp:
             settings = self._scenario.client.model_copy(update={"local_epochs": 1})
             work = replace(self._work(here, request), settings=settings, method=None, newton=None)
             fit_each(here.model, here.model.theta.clone(), here.pool, block, work)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError) as error:  # words of the hook
             raise ScenarioError(self._scenario.name, [f"client.hooks: {error}"]) from error
+        except Exception as error:  # a hook may be anybody's code
+            problem = f"client.hooks: a first step on a few examples failed with {type(error).__name__}: {error}"
+            raise ScenarioError(self._scenario.name, [problem]) from error
 
     def units(self, kind: str, clients: Sequence[int]) -> list[list[int]]:
         """Return what is answered together: blocks for training, groups that share a stream for evaluation.

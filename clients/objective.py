@@ -216,10 +216,12 @@ class Objective:
 
         per_example = vmap(grad(value, has_aux=True), in_dims=(None, 0, 0, 0, 0, 0))
         gradients, outputs = per_example(parameters, batch.x, batch.y, batch.mask, own, dict(batch.teachers))
-        squares = torch.stack([g.flatten(1).square().sum(dim=1) for g in gradients.values()])
+        # A row that only fills up may hold anything, and 0 times that need not be 0.
+        real = {name: torch.where(_like(batch.mask > 0, g), g, 0.0) for name, g in gradients.items()}
+        squares = torch.stack([g.flatten(1).square().sum(dim=1) for g in real.values()])
         norms = squares.sum(dim=0).sqrt()
         factors = batch.mask * (self.privacy.norm / norms.clamp(min=1e-12)).clamp(max=1.0) / expected
-        summed = {name: torch.tensordot(factors, g, dims=1) for name, g in gradients.items()}
+        summed = {name: torch.tensordot(factors, g, dims=1) for name, g in real.items()}
         return summed, cast(Outputs, outputs)
 
 
@@ -259,6 +261,11 @@ def fill_up(drawn: Sequence[Drawn], width: int) -> Drawn:
 def moved(drawn: Drawn, device: torch.device) -> Drawn:
     """Return random numbers on a device."""
     return {name: {key: value.to(device) for key, value in named.items()} for name, named in drawn.items()}
+
+
+def _like(rows: Tensor, other: Tensor) -> Tensor:
+    """Return one value per row, [B], in a shape that is broadcast against [B, ...]."""
+    return rows.view(-1, *(1 for _ in other.shape[1:]))
 
 
 def _step(name: str, memories: Memories, batch: Batch) -> Step:

@@ -18,7 +18,7 @@ from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
 from fedsim.metrics import measured
 from fedsim.models._check import build_model
-from fedsim.parameters import FlatNetwork
+from fedsim.parameters import FlatNetwork, weights_file
 from fedsim.scenario import Scenario
 
 State = dict[str, NDArray[np.generic]]
@@ -84,6 +84,22 @@ def flat_network(scenario: Scenario, federation: Federation, device: torch.devic
     """
     network = build_model(scenario.model, federation.input_shape, federation.num_classes, scenario.seed)
     return FlatNetwork(network, device, half=scenario.engine.precision == "bf16")
+
+
+def initial_weights(scenario: Scenario, federation: Federation) -> dict[str, NDArray[np.float32]]:
+    """Return the weights to start from.
+
+    Raises:
+        ScenarioError: They are to come from a file that cannot be read or holds another network.
+    """
+    model = flat_network(scenario, federation, torch.device("cpu"))
+    theta = model.theta
+    if scenario.server.initial is not None:
+        try:
+            theta = weights_file(scenario.server.initial, model)
+        except ValueError as error:
+            raise ScenarioError(scenario.name, [f"server.initial: {error}"]) from error
+    return model.layout.split(theta.numpy())
 
 
 def resolve(scenario: Scenario, federation: Federation, device: str) -> Scenario:

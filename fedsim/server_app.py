@@ -11,21 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
-from numpy.typing import NDArray
 
 from clients.evaluation import evaluate
-from clients.resident import flat_network, resolve
+from clients.resident import flat_network, initial_weights, resolve
 from fedsim import plugins
 from fedsim.averages import Average
 from fedsim.datasets import data_root
 from fedsim.errors import FedSimError, ScenarioError
 from fedsim.federation import Federation
 from fedsim.metrics import SUMS, measured
-from fedsim.parameters import tensor_of, weights_file
+from fedsim.parameters import tensor_of
 from fedsim.report import save_partition_figure, write_report
 from fedsim.rounds import Callback, CentralEvaluation, Round, run_rounds
 from fedsim.run_folder import RunFolder, default_folder
@@ -140,7 +138,7 @@ def strategy_of(scenario: Scenario, *, min_available_nodes: int = 1) -> RuleStra
 def _rounds(
     scenario: Scenario, federation: Federation, grid: Grid, run: RunFolder, callbacks: Sequence[Callback]
 ) -> None:
-    initial = _initial(scenario, federation)
+    initial = initial_weights(scenario, federation)
     run.started()
     run_rounds(
         strategy_of(scenario, min_available_nodes=federation.num_clients),
@@ -157,22 +155,6 @@ def _rounds(
             federation.num_clients,
         ),
     )
-
-
-def _initial(scenario: Scenario, federation: Federation) -> dict[str, NDArray[np.float32]]:
-    """Return the weights to start from.
-
-    Raises:
-        ScenarioError: They are to come from a file that cannot be read or holds another network.
-    """
-    model = flat_network(scenario, federation, torch.device("cpu"))
-    theta = model.theta
-    if scenario.server.initial is not None:
-        try:
-            theta = weights_file(scenario.server.initial, model)
-        except ValueError as error:
-            raise ScenarioError(scenario.name, [f"server.initial: {error}"]) from error
-    return model.layout.split(theta.numpy())
 
 
 def _central_evaluation(scenario: Scenario, federation: Federation) -> CentralEvaluation | None:

@@ -98,7 +98,7 @@ class Block:
                 numbers.setdefault(name, blank)[rows] = column
             errors |= {rows[row]: reason for row, reason in part.errors.items()}
             if part.updates is not None:
-                if updates is None:
+                if updates is None or updates.shape[1] != part.updates.shape[1]:
                     updates = np.zeros((num_rows, part.updates.shape[1]), np.float32)
                 updates[rows] = part.updates
             if part.theta is not None:
@@ -182,6 +182,12 @@ def pack_request(
     if extra:
         content[EXTRA] = pack_arrays(extra)
     return content
+
+
+def num_weights(content: RecordDict) -> int:
+    """Return how many weights a request holds, D: as many numbers as a client sends in answer to training."""
+    records = (record for name, record in content.array_records.items() if name != EXTRA)
+    return sum(math.prod(array.shape) for record in records for array in record.values())
 
 
 def unpack_request(content: RecordDict) -> Request:

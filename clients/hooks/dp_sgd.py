@@ -61,7 +61,8 @@ class DpSgd(Hook):
         """Say what epsilon is about."""
         return [
             f"dp_sgd_epsilon (delta {self.delta:g}) is about the updates a client sends, one example added or "
-            "removed; losses, example counts and evaluation numbers in this run are exact and not covered by it."
+            "removed, for somebody who does not know the seed the noise comes from. Losses, example counts, "
+            "evaluation numbers and DQN-Fed's rates are exact and not covered by it."
         ]
 
 

@@ -24,7 +24,7 @@ class Pgd(Hook):
         step_size: Length of an attack step, in the same units.
         steps: Attack steps; each costs a forward and a backward pass.
         random_start: Begin at a random point of the box, else at x.
-        low: Smallest value an input may take; None does not clip.
+        low: Smallest value an input may take, to which any below is raised; None does not clip.
         high: Largest value.
     """
 

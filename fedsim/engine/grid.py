@@ -7,7 +7,6 @@ array back. What a client keeps between rounds stays in the object store, and on
 from __future__ import annotations
 
 import logging
-import math
 import os
 import pickle
 import time
@@ -25,7 +24,7 @@ from fedsim.engine.local import check_device
 from fedsim.engine.schedule import balance
 from fedsim.engine.worker import Worker
 from fedsim.errors import EngineError
-from fedsim.wire import Block
+from fedsim.wire import Block, num_weights
 
 if TYPE_CHECKING:
     from fedsim.settings import EngineSettings
@@ -90,7 +89,12 @@ class RayGrid(BlockGrid):
         if not clients:
             return {}
         place_of = {client: place for place, client in enumerate(clients)}
-        request = _Request(content, (len(clients), _width(kind, content)), self._boards, self._local)
+        request = _Request(
+            content,
+            (len(clients), num_weights(content) if kind.partition(".")[0] == "train" else 0),
+            self._boards,
+            self._local,
+        )
         units = self._app.units(kind, clients)
         costs = [sum(self._app.cost(kind, client) for client in unit) for unit in units]
         calls = []
@@ -198,13 +202,6 @@ class _Request:
             else:
                 self._boards.give_back(self._board, block.updates)
         return block
-
-
-def _width(kind: str, content: RecordDict) -> int:
-    """Return how many numbers a client sends in answer to training, as far as can be told: one for each weight."""
-    if kind.partition(".")[0] != "train":
-        return 0
-    return sum(math.prod(array.shape) for record in content.array_records.values() for array in record.values())
 
 
 def _num_workers(settings: EngineSettings) -> int:
