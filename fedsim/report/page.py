@@ -12,11 +12,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedsim.errors import DataError
-from fedsim.report import certificate, figures, measured, partition, style, tables, words
+from fedsim.report import certificate, figures, hooks, measured, partition, style, tables, words
 from fedsim.report.folder import RunFolder, read
 from fedsim.report.template import TEMPLATE
 
 _LABELS = {
+    "hooks": "What the clients' hooks reported, over rounds.",
     "concentration": "CMI, Gamma and NCMI of all clients' test examples together, over rounds.",
     "quality": "Calibration error and macro F1 over rounds, of all examples together and of the clients.",
     "groups": "Accuracy of each group and differences between groups, over rounds.",
@@ -210,6 +211,11 @@ def _pictures(run: RunFolder) -> list[Picture]:
             "No round with a training loss was finished.",
         ),
         *(_picture(name, _LABELS[name], draw, nothing) for name, draw in measured.figures(run).items()),
+        *(
+            [_picture("hooks", _LABELS["hooks"], lambda: hooks.reported(run), nothing)]
+            if hooks.columns(run)
+            else []
+        ),
     ]
 
 

@@ -167,6 +167,11 @@ examples can tell about one client (Wilson, 95 %); the lowest of many clients is
 <h2 id="loss">Training loss</h2>
 {{ figure("loss", "At the weights the clients received, before any local step; the mean is over the clients sampled in that round.") }}
 
+{% if "hooks" in pictures %}
+<h2 id="hooks">What the clients' hooks reported</h2>
+{{ figure("hooks", "Over the clients sampled in each round. Concentration is the mean of KL(P || Q_y) over a client's local steps, with its own centroids; epsilon is the privacy a client's updates have spent so far. Other names are the hook's own.") }}
+{% endif %}
+
 <h2 id="measures">All measures</h2>
 {% if measures %}
 <div class="scroll"><table>
