@@ -65,11 +65,15 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
 
 
 @cli.command()
-def check(scenario: ScenarioArgument, changes: SetOption = None) -> None:
-    """Check a scenario and print it with every default filled in."""
-    from fedsim.scenario import Scenario
+def check(scenario: ScenarioArgument, changes: SetOption = None, data: DataOption = None) -> None:
+    """Check a scenario, with its data where they are, and print it with everything filled in that a run would."""
+    from fedsim.simulation import checked
 
-    typer.echo(Scenario.load(scenario, changes or []).to_toml(), nl=False)
+    _set_data(data)
+    found, unread = checked(scenario, changes or [])
+    typer.echo(found.to_toml(), nl=False)
+    if unread is not None:
+        typer.echo(f"the scenario is well formed; not checked with its data: {unread}", err=True)
 
 
 @cli.command(name="list")
@@ -77,7 +81,8 @@ def list_(
     family: Annotated[
         str | None,
         typer.Argument(
-            help="strategies, datasets, partitions, models, hooks, metrics or scenarios; or one of their names."
+            help="strategies, datasets, partitions, models, hooks, metrics or scenarios; one of them by name; or "
+            "a table: client, server, engine, evaluation."
         ),
     ] = None,
 ) -> None:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(HOME))
 
 from clients import cohort  # noqa: E402
 from clients.evaluation import evaluate  # noqa: E402
-from clients.steps import Client  # noqa: E402
+from clients.steps import Client, set_precision  # noqa: E402
 from clients.training import Work, fit_each, fit_stacked  # noqa: E402
 from fedsim import plugins, seeds  # noqa: E402
 from fedsim.datasets import Dataset, Split, data_root  # noqa: E402
@@ -107,7 +107,7 @@ def measure(name: str, count: int, size: Size, device: torch.device, *, half: bo
     settings = ClientSettings(batch_size=batch, lr=0.01)
     work = Work(settings, 0.01, before=False, after=False, largest=size.examples)
     clients = [Client(range(k * size.examples, (k + 1) * size.examples), stream_of(0, k)) for k in range(count)]
-    block = cohort.block_size(model, pool.x[:batch])
+    block = cohort.block_size(model, pool.x[:batch], count)
     blocks = [clients[start : start + block] for start in range(0, count, block)]
 
     def stacked() -> None:
@@ -127,7 +127,7 @@ def measure(name: str, count: int, size: Size, device: torch.device, *, half: bo
             seconds[way].append(timed(run, device))
     ratios = [each / one for each, one in zip(seconds["each"], seconds["stacked"], strict=True)]
     against = [one / other for one, other in zip(seconds["plain"], seconds["stacked"], strict=True)]
-    chosen, _, reason = cohort.choose(model, settings, pool.x[:batch], pool.y[:batch])
+    chosen, _, reason = cohort.choose(model, settings, pool.x[:batch], pool.y[:batch], count)
     return {
         "model": name,
         "clients": count,
@@ -160,7 +160,7 @@ def study(rules: list[str], rounds: int, limit: int | None, device: torch.device
     pool, test = found.train.to(device), found.test.to(device)
     initial, offsets = model.theta.clone(), found.train_offsets
     settings = ClientSettings(batch_size=50, lr=0.05, lr_decay=0.999)
-    chosen, block, _ = cohort.choose(model, settings, pool.x[:50], pool.y[:50])
+    chosen, block, _ = cohort.choose(model, settings, pool.x[:50], pool.y[:50], 10)
     print(f"\nCIFAR-10, 100 clients x 2 shards, 10 a round, {rounds} rounds, cnn, {chosen}")
     print(f"{'rule':<14}{'s a run':>9}{'mean':>8}{'std':>8}{'worst 10 %':>12}{'best 10 %':>11}")
     for name in rules:
@@ -204,7 +204,7 @@ def study(rules: list[str], rounds: int, limit: int | None, device: torch.device
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--models", default=",".join(MODELS), help="some of %(default)s, with commas")
     parser.add_argument("--clients", default="")
     parser.add_argument("--rounds", type=int, default=0, help="rounds of the study")
     parser.add_argument("--study", default="", help="rules, with commas; none leaves it out")
@@ -219,14 +219,16 @@ def main() -> None:
         print("no GPU here: reduced sizes, on one CPU thread")
     if given.clients:
         size = Size(tuple(int(count) for count in given.clients.split(",")), size.examples, size.rounds)
-    if given.tf32:
-        torch.set_float32_matmul_precision("high")
+    set_precision("tf32" if given.tf32 else "float32", device)
     what = torch.cuda.get_device_name(0) if device.type == "cuda" else "CPU"
     print(f"{what}, torch {torch.__version__}, {size.examples} examples a client, {time.strftime('%Y-%m-%d')}")
     print(
         f"{'model':<13}{'clients':>8}{'block':>7}{'each s':>9}{'stacked s':>11}{'x each':>8}{'of plain':>10}  auto"
     )
     rows = []
+    unknown = set(given.models.split(",")) - {*MODELS, ""}
+    if unknown:
+        raise SystemExit(f"no model {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
     for name in given.models.split(",") if given.models else []:
         slow = device.type == "cpu" and name == "resnet18_gn"
         here = Size((2,), 16, 1) if slow else size

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -15,6 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from clients import trial
 from clients.resident import Resident, State, initial_weights, resolve
 from clients.steps import Client
 from clients.training import (
@@ -25,6 +26,7 @@ from clients.training import (
     fit_stacked,
     losses_each,
     losses_stacked,
+    shapes_of,
 )
 from fedsim.datasets import Split, data_root
 from fedsim.errors import ScenarioError
@@ -34,6 +36,7 @@ from fedsim.models._check import build_model
 from fedsim.parameters import FlatNetwork
 from fedsim.scenario import Scenario, overrides_of
 from fedsim.wire import CLIENT, EXAMPLES, LOSSES, Block, Request, pack_state, unpack_request, unpack_state
+from strategies.stock_options import StockOptions
 
 GROUP_EXAMPLES = 2048
 """Test examples evaluated in one stream; groups depend on shard sizes alone, so no schedule changes a bit."""
@@ -62,12 +65,13 @@ class LocalApp:
 
     def __init__(self, scenario: Scenario, federation: Federation, device: str = "cpu") -> None:
         scenario = resolve(scenario, federation, device)
-        self.scenario = self._scenario = scenario
+        self.scenario = scenario
         self._federation = federation
         self._device = device
         self._newton = _newton(scenario)
         self._method = scenario.strategy.local()
         self._resident: Resident | None = None
+        self._room = sys.maxsize  # clients in a block that memory suffices for, as far as is known
         self.num_clients = federation.num_clients
         self._stacked = scenario.client.cohort == "stacked"
         self.stateful = (
@@ -91,20 +95,21 @@ class LocalApp:
             ScenarioError: The model does not fit the data.
         """
         network = build_model(
-            self._scenario.model,
+            self.scenario.model,
             self._federation.input_shape,
             self._federation.num_classes,
-            self._scenario.seed,
+            self.scenario.seed,
         )
         with torch.inference_mode():
             network(self._federation.train.x[:1])
         self._check_hooks()
-        if self._scenario.server.initial is not None:
-            initial_weights(self._scenario, self._federation)
+        self._resident = None  # whoever trains makes one of its own
+        if self.scenario.server.initial is not None:
+            initial_weights(self.scenario, self._federation)
         shape = self._federation.input_shape
-        if self._scenario.client.augment != "none" and len(shape) != 3:
+        if self.scenario.client.augment != "none" and len(shape) != 3:
             raise ScenarioError(
-                self._scenario.name,
+                self.scenario.name,
                 [f'client.augment: moves images, the data set gives {shape}; set it to "none"'],
             )
 
@@ -114,22 +119,17 @@ class LocalApp:
         Raises:
             ScenarioError: One cannot work with this model or these data, or its teacher cannot be read.
         """
-        if not self._scenario.client.hooks:
+        hooks = self.scenario.client.named_hooks
+        if not hooks:
             return
         try:
-            client = int(self._federation.train_sizes.argmax())
             here = self._here()
-            first = here.client(self._scenario.seed, 0, client, {})
-            block = [Client(first.rows[:8], first.stream)]
-            request = Request(1, here.model.theta.cpu().numpy(), here.model.layout, wants_update=True)
-            settings = self._scenario.client.model_copy(update={"local_epochs": 1})
-            work = replace(self._work(here, request), settings=settings, method=None, newton=None)
-            fit_each(here.model, here.model.theta.clone(), here.pool, block, work)
-        except (ValueError, TypeError) as error:  # words of the hook
-            raise ScenarioError(self._scenario.name, [f"client.hooks: {error}"]) from error
-        except Exception as error:  # a hook may be anybody's code
-            problem = f"client.hooks: a first step on a few examples failed with {type(error).__name__}: {error}"
-            raise ScenarioError(self._scenario.name, [problem]) from error
+        except ValueError as error:  # words of a teacher's file
+            raise ScenarioError(self.scenario.name, [f"client.hooks.{error}"]) from error
+        shapes = shapes_of(here.model, here.pool.x[:1], self.scenario.client.batch_size)
+        problem = trial.fault(here.model, here.pool, hooks, shapes, here.objective)
+        if problem is not None:
+            raise ScenarioError(self.scenario.name, [f"client.hooks.{problem}"])
 
     def units(self, kind: str, clients: Sequence[int]) -> list[list[int]]:
         """Return what is answered together: blocks for training, groups that share a stream for evaluation.
@@ -144,7 +144,7 @@ class LocalApp:
             return [[client] for client in clients]
         sizes = self._federation.train_sizes
         by_size = sorted(clients, key=lambda client: (-sizes[client], client))
-        most = self._scenario.client.block_size or len(by_size)
+        most = self.scenario.client.block_size or len(by_size)
         blocks = np.array_split(np.asarray(by_size), math.ceil(len(by_size) / most))
         return [block.tolist() for block in blocks]
 
@@ -154,7 +154,7 @@ class LocalApp:
             return float(self._federation.test_sizes[client])
         if kind == LOSSES:
             return float(self._federation.train_sizes[client])
-        epochs = max(1, self._scenario.client.local_epochs)
+        epochs = max(1, self.scenario.client.local_epochs)
         if self._method is not None and self._method.personal:
             epochs *= 2  # a model of its own is trained beside the other
         return 20.0 + float(self._federation.train_sizes[client]) * (epochs + 1)
@@ -181,7 +181,7 @@ class LocalApp:
 
     def _here(self) -> Resident:
         if self._resident is None:
-            self._resident = Resident(self._scenario, self._federation, torch.device(self._device))
+            self._resident = Resident(self.scenario, self._federation, torch.device(self._device))
         return self._resident
 
     def _train(
@@ -202,7 +202,7 @@ class LocalApp:
         answer = fit_stacked if self._stacked else fit_each
         for unit in units:
             rows = range(end, end := end + len(unit))
-            block = [here.client(self._scenario.seed, request.server_round, clients[r], states[r]) for r in rows]
+            block = [here.client(self.scenario.seed, request.server_round, clients[r], states[r]) for r in rows]
             for row, fit in zip(rows, self._blockwise(answer, here, theta, work, block), strict=True):
                 fault = fit if isinstance(fit, Exception) else self._fault(fit)
                 if fault is not None or isinstance(fit, Exception):
@@ -211,7 +211,8 @@ class LocalApp:
                     continue
                 updates[row] = fit.update.cpu().numpy()
                 reports[row] = dict(fit.report)
-                kept[row] = {name: tensor.cpu().numpy() for name, tensor in fit.state.items()}
+                # Copied: a client's row of a block would keep the whole block.
+                kept[row] = {name: np.array(tensor.cpu().numpy()) for name, tensor in fit.state.items()}
         block_of_all = Block(
             clients=tuple(clients),
             numbers=_columns(clients, reports),
@@ -232,12 +233,14 @@ class LocalApp:
         return None
 
     def _work(self, here: Resident, request: Request) -> Work:
-        settings = self._scenario.client
-        needed = {*self._scenario.strategy.needs, *self._scenario.strategy.wants}
+        settings = self.scenario.client
+        rule = self.scenario.strategy
+        needs, wants = rule.reports() if isinstance(rule, StockOptions) else (rule.needs, rule.wants)
+        needed = {*needs, *wants}
         exact = settings.losses == "exact"
         return Work(
             settings,
-            self._scenario.client_lr(max(1, request.server_round)),
+            self.scenario.client_lr(max(1, request.server_round)),
             here.objective,
             self._newton,
             self._method,
@@ -259,14 +262,19 @@ class LocalApp:
 
         A GPU without memory for the block is the commonest reason; a smaller one then goes through.
         """
-        try:
-            return list(answer(here.model, theta, here.pool, block, work))
-        except Exception as error:
-            if len(block) == 1:
-                return [error]
-            log.warning("a block of %d clients failed (%s); its halves are tried", len(block), error)
-        if here.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if len(block) <= self._room:
+            try:
+                return list(answer(here.model, theta, here.pool, block, work))
+            except torch.OutOfMemoryError as error:
+                log.warning("a block of %d clients needs too much memory; its halves are tried", len(block))
+                torch.cuda.empty_cache()
+                self._room = max(1, len(block) // 2)
+                if len(block) == 1:
+                    return [error]
+            except Exception as error:
+                if len(block) == 1:
+                    return [error]
+                log.warning("a block of %d clients failed (%s); its halves are tried", len(block), error)
         middle = len(block) // 2
         return [
             *self._blockwise(answer, here, theta, work, block[:middle]),
@@ -283,7 +291,7 @@ class LocalApp:
         reports: list[dict[str, float]] = []
         errors: dict[int, str] = {}
         for unit in units:
-            block = [here.client(self._scenario.seed, request.server_round, client, {}) for client in unit]
+            block = [here.client(self.scenario.seed, request.server_round, client, {}) for client in unit]
             for client, loss in zip(block, self._blockwise(answer, here, theta, work, block), strict=True):
                 if isinstance(loss, Exception):
                     errors[len(reports)] = f"{type(loss).__name__}: {loss}"
@@ -379,6 +387,13 @@ def _app_of(path: str, overrides: str) -> LocalApp:
     scenario = Scenario.load(path, overrides_of(overrides))
     federation = Federation.build(scenario.data, scenario.partition, scenario.seed, data_root())
     torch.set_num_threads(scenario.engine.threads_per_worker)
+    return alone(scenario, federation)
+
+
+def alone(scenario: Scenario, federation: Federation) -> LocalApp:
+    """Return the application where every client is a process of its own, as Flower runs it: there is no block."""
+    if scenario.client.cohort == "auto":
+        scenario = scenario.model_copy(update={"client": scenario.client.model_copy(update={"cohort": "each"})})
     return LocalApp(scenario, federation, "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
 
 

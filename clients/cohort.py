@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -32,11 +33,34 @@ CACHED = 2**21
 MOST_ON_CPU = 64
 MOST_ON_GPU = 1024
 
+WORTH_BLOCKS = 32
+"""Fewest clients a round for which a CPU trains in blocks: fewer would leave other workers nothing to do."""
+
+LEAST_BLOCKS = 2
+"""Blocks that a CPU's clients are cut into at least, for the same reason."""
+
 SHARE_OF_GPU = 0.5
 """Of a worker's share of a GPU's memory that a block may take; the rest is data, evaluation and fragmentation."""
 
 AGREEMENT = 1e-3
 """Largest relative difference of the two ways' gradients in the trial, in float32."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a client of a block takes memory for, beside its weights and one step on a batch.
+
+    Attributes:
+        share: Of the device that the worker has.
+        pass_examples: Examples in a pass with gradient over the shard, 0 without one.
+        per_example: Examples whose gradients exist at once, one by one (DP-SGD).
+        hooked: Whether hooks add to the graph of a step.
+    """
+
+    share: float = 1.0
+    pass_examples: int = 0
+    per_example: int = 0
+    hooked: bool = False
 
 
 def misfit(model: FlatNetwork, x: Tensor, y: Tensor) -> str | None:
@@ -68,8 +92,8 @@ def misfit(model: FlatNetwork, x: Tensor, y: Tensor) -> str | None:
             stacked = vmap(grad(loss), randomness="error")(model.named(theta))
             together = torch.cat([stacked[name].flatten(1) for name in model.layout.names], dim=1)
         except Exception as error:  # a network may do anything, and torch.func raises many kinds
-            said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
-            return f"torch.func cannot map {inside[-1] if inside else 'it'} over clients: {said}"
+            where = inside[-1] if inside else "it"
+            return f"torch.func cannot map {where} over clients: {first_sentence(error)}"
     for row in range(2):
         found = grad(loss)(model.named(theta[row]))
         alone = torch.cat([found[name].flatten() for name in model.layout.names])
@@ -77,6 +101,14 @@ def misfit(model: FlatNetwork, x: Tensor, y: Tensor) -> str | None:
         if not apart <= (AGREEMENT if not model.half else 0.1):
             return f"its gradient in a block differs from that of a client alone by {apart:.1e} of its length"
     return None
+
+
+def first_sentence(error: Exception) -> str:
+    """Return what an error begins with; PyTorch's go on about its issue tracker."""
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    if "data-dependent control flow" in said:
+        return "it calls .item() or branches on data"
+    return said.partition(". ")[0]
 
 
 @contextmanager
@@ -102,7 +134,7 @@ def _entered(network: nn.Module) -> Iterator[list[str]]:
 
 
 def choose(
-    model: FlatNetwork, settings: ClientSettings, x: Tensor, y: Tensor, share: float = 1.0
+    model: FlatNetwork, settings: ClientSettings, x: Tensor, y: Tensor, num_clients: int, load: Load = Load()
 ) -> tuple[Cohort, int, str | None]:
     """Return how to train, the block size, and why not in a block where that is impossible.
 
@@ -111,9 +143,10 @@ def choose(
         settings: What the scenario asks for.
         x: A batch of examples on the same device.
         y: Their classes.
-        share: Of the device that the worker has.
+        num_clients: Clients that train in a round.
+        load: What else takes memory.
     """
-    size = settings.block_size or block_size(model, x, share)
+    size = settings.block_size or block_size(model, x, num_clients, load)
     if settings.cohort == "each":
         return "each", size, None
     reason = misfit(model, x[:4], y[:4])
@@ -121,37 +154,42 @@ def choose(
         return "each", size, reason
     if settings.cohort == "stacked":
         return "stacked", size, None
-    return ("stacked" if pays(model, size) else "each"), size, None
+    return ("stacked" if pays(model, size, num_clients) else "each"), size, None
 
 
-def pays(model: FlatNetwork, size: int) -> bool:
-    """Say whether a block is faster than a loop.
+def pays(model: FlatNetwork, size: int, num_clients: int) -> bool:
+    """Say whether blocks are faster than a loop.
 
     On a GPU a loop is bound by the launching of kernels, and a block always pays. On a CPU it saves the overhead of
     PyTorch's calls, which matters for small dense networks only: convolutions of a block become grouped ones, which
-    are slower, and weights that do not fit into the cache are read twice (benchmarks/gpu.py measures both).
+    are slower, and weights that do not fit into the cache are read twice (benchmarks/gpu.py measures both). Workers
+    share blocks rather than clients, so there have to be clients enough for several blocks: how many workers there
+    are must not decide, because results would depend on it.
     """
     if model.theta.device.type != "cpu":
         return size > 1
     convolves = any(isinstance(layer, _ConvNd) for layer in model.network.modules())
-    return not convolves and size >= 8
+    return not convolves and size >= 8 and num_clients >= WORTH_BLOCKS
 
 
-def block_size(model: FlatNetwork, x: Tensor, share: float = 1.0) -> int:
+def block_size(model: FlatNetwork, x: Tensor, num_clients: int, load: Load = Load()) -> int:
     """Return how many clients to train at once.
 
     Args:
         model: The network, on the device that trains.
         x: A batch of inputs, [B, ...].
-        share: Of the device that the worker has.
+        num_clients: Clients that train in a round.
+        load: What else takes memory.
     """
     weights = model.theta.numel() * model.theta.element_size()
     if model.theta.device.type == "cpu":
-        return max(1, min(MOST_ON_CPU, CACHED // max(weights, 1)))
+        return max(1, min(MOST_ON_CPU, CACHED // max(weights, 1), -(-num_clients // LEAST_BLOCKS)))
     _, total = torch.cuda.mem_get_info(model.theta.device)
     # Weights, their gradient twice (as it comes and flat), momentum and a shift; a batch and what backward needs.
-    each = 5 * weights + saved_bytes(model, x) + x.numel() * x.element_size()
-    return max(1, min(MOST_ON_GPU, math.floor(share * SHARE_OF_GPU * total / each)))
+    batch: float = (saved_bytes(model, x) + x.numel() * x.element_size()) * (2 if load.hooked else 1)
+    batch *= max(1.0, load.pass_examples / len(x))
+    each = (5 + load.per_example) * weights + batch
+    return max(1, min(MOST_ON_GPU, num_clients, math.floor(load.share * SHARE_OF_GPU * total / each)))
 
 
 def saved_bytes(model: FlatNetwork, x: Tensor) -> int:

@@ -157,7 +157,13 @@ class Objective:
         else:
             rows = cross_entropy(outputs.logits, batch.y, reduction="none")
         for name, hook in self.hooks.items():
-            rows = rows + hook.loss(_step(name, memories, batch), outputs, batch.y)
+            joined = hook.loss(_step(name, memories, batch), outputs, batch.y)
+            if joined.shape != rows.shape:  # broadcasting would make a matrix of it, and nobody would notice
+                raise ValueError(
+                    f"loss of hook {name} must return one number for each example, {list(rows.shape)}, "
+                    f"got {list(joined.shape)}"
+                )
+            rows = rows + joined
         # A row that only fills up may hold anything, and 0 times that need not be 0.
         rows = torch.where(batch.mask > 0, rows, 0.0)
         return rows.sum() / batch.mask.sum().clamp(min=1.0), outputs

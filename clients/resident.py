@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clients import cohort
+from clients import cohort, trial
 from clients.evaluation import evaluate
 from clients.objective import Objective
-from clients.steps import Client
+from clients.stacked import CHUNK
+from clients.steps import Client, set_precision
 from clients.training import shapes_of, teachers_of
 from fedsim import seeds
+from fedsim.datasets import Split
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
 from fedsim.metrics import measured
@@ -29,8 +31,7 @@ class Resident:
 
     def __init__(self, scenario: Scenario, federation: Federation, device: torch.device) -> None:
         self.device = device
-        if scenario.engine.precision == "tf32" and device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
+        set_precision(scenario.engine.precision, device)
         self.model = flat_network(scenario, federation, device)
         self.metrics = measured(scenario.evaluation.metrics)
         self.num_groups = len(federation.group_names)
@@ -38,9 +39,8 @@ class Resident:
         self._federation = federation
         self.objective = Objective()
         if scenario.client.hooks:
-            self.objective = Objective(
-                scenario.client.named_hooks, shapes_of(self.model, self.pool.x[:1], scenario.client.batch_size)
-            )
+            shapes = shapes_of(self.model, self.pool.x[:1], scenario.client.batch_size)
+            self.objective = Objective(scenario.client.named_hooks, shapes)
             self.objective.files = teachers_of(self.objective, self.model)
 
     def client(self, seed: int, server_round: int, client: int, state: State) -> Client:
@@ -102,6 +102,31 @@ def initial_weights(scenario: Scenario, federation: Federation) -> dict[str, NDA
     return model.layout.split(theta.numpy())
 
 
+def _load(scenario: Scenario) -> cohort.Load:
+    client = scenario.client
+    walks = "rate" in scenario.strategy.needs or client.local_epochs == 0
+    private = any(hook.privacy is not None for hook in client.hooks)
+    return cohort.Load(
+        min(1.0, scenario.engine.gpus_per_worker) or 1.0,
+        CHUNK if walks else 0,
+        client.batch_size if private else 0,
+        bool(client.hooks),
+    )
+
+
+def _hooks_misfit(model: FlatNetwork, examples: Split, scenario: Scenario) -> str | None:
+    """Return why clients with the scenario's hooks cannot be trained in a block, or None."""
+    hooks = scenario.client.named_hooks
+    shapes = shapes_of(model, examples.x[:1], scenario.client.batch_size)
+    objective = Objective(hooks, shapes)
+    try:
+        objective.files = teachers_of(objective, model)
+    except ValueError:
+        return None  # said by `LocalApp.check`, which knows better words
+    problem = trial.fault(model, examples, hooks, shapes, objective)
+    return None if problem is not None else trial.misfit(model, examples, hooks, shapes, objective)
+
+
 def resolve(scenario: Scenario, federation: Federation, device: str) -> Scenario:
     """Return the scenario with `client.cohort` chosen, and the block size where clients are trained in blocks.
 
@@ -111,15 +136,18 @@ def resolve(scenario: Scenario, federation: Federation, device: str) -> Scenario
         ScenarioError: "stacked" was asked for and the model cannot be trained so.
     """
     client = scenario.client
-    if client.cohort == "each" or (client.cohort == "stacked" and client.block_size is not None):
+    if client.cohort == "each":
         return scenario
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         return scenario  # the engine says so, better than we could
     examples = federation.train[: client.batch_size].to(where)
-    share = min(1.0, scenario.engine.gpus_per_worker) or 1.0
     model = flat_network(scenario, federation, where)
-    chosen, size, reason = cohort.choose(model, client, examples.x, examples.y, share)
+    num_clients = scenario.server.clients_per_round or federation.num_clients
+    chosen, size, reason = cohort.choose(model, client, examples.x, examples.y, num_clients, _load(scenario))
+    if chosen == "stacked" and client.hooks:
+        reason = _hooks_misfit(model, examples, scenario)
+        chosen = "stacked" if reason is None else "each"
     if reason is not None and client.cohort == "stacked":
         problem = (
             f'client.cohort: "stacked" is not possible with {scenario.model.plugin_name}: {reason}; use "each"'

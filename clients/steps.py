@@ -207,11 +207,12 @@ class EachSteps(Steps):
             drawn = fill_up([drawn], 1)
             drawn = {name: {key: value[0] for key, value in named.items()} for name, named in drawn.items()}
         said: dict[str, Outputs] = {}
-        model.network.eval()  # a teacher says what it would say in evaluation: no dropout
-        with torch.no_grad():
-            for name, weights in self._teachers.items():
-                said[name] = model.outputs_at(model.named(weights), x)
-        model.network.train()
+        if self._teachers:
+            model.network.eval()  # a teacher says what it would say in evaluation: no dropout
+            with torch.no_grad():
+                for name, weights in self._teachers.items():
+                    said[name] = model.outputs_at(model.named(weights), x)
+            model.network.train()
         batch = Batch(x, y, mask, drawn, said)
         if objective.privacy is None:
             loss, outputs = objective.value(model.outputs, self.memories[0], batch)
@@ -260,3 +261,17 @@ def layers_stream(generator: torch.Generator, device: torch.device) -> Iterator[
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield
+
+
+def set_precision(precision: str, device: torch.device) -> None:
+    """Say how a GPU multiplies, for this process; also that convolutions choose the same algorithm every time.
+
+    Args:
+        precision: `engine.precision`.
+        device: Where the network is; nothing is said about a CPU.
+    """
+    if device.type != "cuda":
+        return
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # PyTorch's own default is True
+    torch.backends.cudnn.deterministic = True

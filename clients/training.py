@@ -7,7 +7,7 @@ written once, for both.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -84,8 +84,8 @@ class Fit:
     Attributes:
         update: theta_received - theta_local, or the full-batch gradient when local_epochs = 0, [D].
         report: Numbers for the server: loss (cross-entropy at the received weights, on the whole train shard, the
-            L2 term included), loss-after, steps, lr, num-examples, update-norm, and what the rule and the hooks
-            add.
+            L2 term included), loss-after, steps, lr, num-examples, update-norm, block (clients trained at once,
+            where they were), and what the rule and the hooks add.
         state: What the client keeps for its next round.
     """
 
@@ -121,7 +121,10 @@ def fit_stacked(model: FlatNetwork, theta: Tensor, pool: Split, clients: Sequenc
         RuntimeError: A layer draws random numbers, or memory ran out.
     """
     order = sorted(range(len(clients)), key=lambda place: -len(clients[place].rows))
-    fits = _fit(StackedSteps, model, theta, pool, [clients[place] for place in order], work)
+    fits = [
+        replace(fit, report={**fit.report, "block": float(len(clients))})
+        for fit in _fit(StackedSteps, model, theta, pool, [clients[place] for place in order], work)
+    ]
     back = sorted(range(len(order)), key=order.__getitem__)
     return [fits[place] for place in back]
 
@@ -172,8 +175,15 @@ def teachers_of(objective: Objective, model: FlatNetwork) -> dict[str, Tensor]:
     Raises:
         ValueError: A file cannot be read or holds another network.
     """
-    named = {name: hook.teacher for name, hook in objective.hooks.items()}
-    return {name: weights_file(path, model) for name, path in named.items() if path not in (None, "received")}
+    read: dict[str, Tensor] = {}
+    for name, hook in objective.hooks.items():
+        if hook.teacher in (None, "received"):
+            continue
+        try:
+            read[name] = weights_file(str(hook.teacher), model)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return read
 
 
 def _fit(
@@ -215,7 +225,7 @@ def _fit(
         updates = points[-1][1] if final else theta - steps.theta
     memories = steps.memories
 
-    beside = _train_beside(steps, rounds, terms, work)
+    beside = _train_beside(steps, rounds, work)
     fits = []
     norms = torch.linalg.vector_norm(updates, dim=1).tolist()
     for row, (client, this) in enumerate(zip(clients, rounds, strict=True)):
@@ -276,7 +286,7 @@ def _point(steps: Steps) -> tuple[Tensor, Tensor]:
     return steps.theta.clone(), gradients
 
 
-def _train_beside(steps: Steps, rounds: Sequence[LocalRound], terms: Sequence[Terms], work: Work) -> Tensor | None:
+def _train_beside(steps: Steps, rounds: Sequence[LocalRound], work: Work) -> Tensor | None:
     """Train what the method wants trained beside the local models; return the weights reached, [K, D]."""
     if work.method is None:
         return None
@@ -287,7 +297,6 @@ def _train_beside(steps: Steps, rounds: Sequence[LocalRound], terms: Sequence[Te
     every = [each for each in wanted if each is not None]
     assert len(every) == len(wanted), "a method trains beside for every client or for none"
     hooked = [work.objective.terms(this, each.terms) for this, each in zip(rounds, every, strict=True)]
-    del terms
     steps.begin(hooked, [each.start for each in every])
     refreshing = _refreshing(work.objective, steps.clients)
     for epoch in range(1, (work.settings.local_epochs if first.epochs is None else first.epochs) + 1):

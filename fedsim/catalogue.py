@@ -9,14 +9,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from clients.hooks import Hook
 from fedsim import plugins
 from fedsim.errors import ScenarioError
 from fedsim.metrics import Metric
-from fedsim.plugins import Plugin
-from fedsim.scenario import FAMILIES
+from fedsim.plugins import Plugin, UnknownPluginError
+from fedsim.scenario import FAMILIES, TABLES
 from strategies import stock_options
 from strategies.rules import AnyRule
 
@@ -41,6 +42,8 @@ def lines(family: str | None = None) -> list[str]:
         ScenarioError: There is no such family or plugin.
     """
     known = [*_SHELVES, "scenarios"]
+    if family is not None and family in TABLES:
+        return _options(TABLES[family], family)
     if family is None:
         return [line for each in known for line in (f"{each}:", *(f"  {entry}" for entry in lines(each)))]
     if family == "scenarios":
@@ -57,6 +60,17 @@ def lines(family: str | None = None) -> list[str]:
     return _aligned(entries)
 
 
+def _options(kind: type[BaseModel], name: str) -> list[str]:
+    """Return what a plain table of a scenario is, and its options with their defaults."""
+    fields = kind.model_fields.items()
+    return [
+        f"[{name}]",
+        *(inspect.getdoc(kind) or "").splitlines(),
+        "",
+        *(f"  {option} = {_default(field)}" for option, field in fields),
+    ]
+
+
 def _plugin(name: str, families: Sequence[str]) -> list[str]:
     """Return what every plugin of a name is, and its options with their defaults."""
     found: list[str] = []
@@ -69,10 +83,26 @@ def _plugin(name: str, families: Sequence[str]) -> list[str]:
         found += [f"{name} ({plugins.noun(base)}, of {shelf})", *_described(kind, base), ""]
         options = kind.model_fields
         found += [f"  {option} = {_default(field)}" for option, field in options.items()] or ["  no options"]
+    if not found and ":" in name:
+        return _outside(name)
     if not found:
+        names += TABLES
         problem = f'no family or plugin "{name}"{plugins.nearest(name, names)} families are {", ".join(families)}'
         raise ScenarioError("list", [problem])
     return found
+
+
+def _outside(name: str) -> list[str]:
+    """Return what a plugin named by its import path is.
+
+    Raises:
+        ScenarioError: It cannot be imported, or is no plugin.
+    """
+    try:
+        kind = plugins.find("", name, Plugin)
+    except UnknownPluginError as error:
+        raise ScenarioError("list", [str(error)]) from error
+    return _options(kind, name)
 
 
 def _described(kind: type[Plugin], base: type[Plugin]) -> list[str]:

@@ -56,7 +56,7 @@ class Layout:
         """
         found = Layout.of(arrays)
         if found != self:
-            raise ValueError(self._difference(found))
+            raise ValueError(self.difference(found))
         if not arrays:
             return np.zeros(0, np.float32)
         return np.concatenate([np.asarray(array, dtype=np.float32).reshape(-1) for array in arrays.values()])
@@ -69,7 +69,8 @@ class Layout:
             name: piece.reshape(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
         }
 
-    def _difference(self, other: Layout) -> str:
+    def difference(self, other: Layout) -> str:
+        """Return the first thing in which another layout differs, in words."""
         if other.names != self.names:
             missing = [name for name in self.names if name not in other.names]
             extra = [name for name in other.names if name not in self.names]
@@ -157,14 +158,16 @@ def weights_file(path: str, model: FlatNetwork) -> Tensor:
     """
     from safetensors.torch import load_file
 
+    where = Path(path).expanduser().resolve()
     try:
-        found = load_file(Path(path).expanduser())
+        found = load_file(where)
     except Exception as error:
         raise ValueError(
-            f"{path}: cannot be read ({error}); name a safetensors file, such as a run's model"
+            f"{where}: cannot be read ({error}); name a safetensors file, such as a run's model"
         ) from error
-    shapes = dict(zip(model.layout.names, model.layout.shapes, strict=True))
-    got = {name: tuple(value.shape) for name, value in found.items()}
-    if got != shapes:
-        raise ValueError(f"{path}: holds {got}, and the scenario's model is {shapes}; name weights of that model")
+    known = [name for name in model.layout.names if name in found]
+    names = (*known, *(name for name in found if name not in known))
+    layout = Layout(names, tuple(tuple(found[name].shape) for name in names))
+    if layout != model.layout:
+        raise ValueError(f"{where}: is not of the scenario's model: {model.layout.difference(layout)}")
     return torch.cat([found[name].reshape(-1).to(model.theta) for name in model.layout.names])

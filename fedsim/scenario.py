@@ -237,7 +237,7 @@ def _parts(table: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     scalars = {k: v for k, v in table.items() if k in ("name", "description", "seed", "rounds")}
     parts |= _scalars(scalars, problems)
-    for key, section in _SECTIONS.items():
+    for key, section in TABLES.items():
         parts[key] = _section(key, section, table.get(key, {}), problems)
     for key, (family, base) in FAMILIES.items():
         parts[key] = _plugin(key, family, base, table.get(key), parts, problems)
@@ -246,12 +246,13 @@ def _parts(table: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     return parts
 
 
-_SECTIONS: Mapping[str, type[Options]] = {
+TABLES: Mapping[str, type[Options]] = {
     "client": ClientSettings,
     "server": ServerSettings,
     "engine": EngineSettings,
     "evaluation": EvaluationSettings,
 }
+"""Plain tables, which name no plugin."""
 
 
 class _Scalars(Section):

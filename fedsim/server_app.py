@@ -15,8 +15,10 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from clients.app import alone
 from clients.evaluation import evaluate
-from clients.resident import flat_network, initial_weights, resolve
+from clients.resident import flat_network, initial_weights
+from clients.steps import set_precision
 from fedsim import plugins
 from fedsim.averages import Average
 from fedsim.datasets import data_root
@@ -164,6 +166,7 @@ def _central_evaluation(scenario: Scenario, federation: Federation) -> CentralEv
     if any(hook.predicts for hook in scenario.client.hooks):
         return None  # predictions come from each client's own train shard, which the server does not have
     device = torch.device("cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
+    set_precision(scenario.engine.precision, device)
     model = flat_network(scenario, federation, device)
     test = federation.common_test.to(device)
     # Groups may be known of the clients' examples alone.
@@ -210,7 +213,9 @@ def main(grid: Grid, context: Context) -> None:
         str(context.run_config["scenario"]), overrides_of(str(context.run_config["overrides"]))
     )
     federation = build_federation(scenario)
-    scenario = resolve(scenario, federation, "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
+    app = alone(scenario, federation)
+    app.check()
+    scenario = app.scenario
     folder = default_folder(scenario).resolve()
 
     def say(finished: Round) -> None:

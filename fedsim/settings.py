@@ -34,10 +34,10 @@ class ClientSettings(Section):
             pixels; from each client's own generator.
         hooks: What joins local training, see clients/hooks; tables of a name and options.
         losses: "exact": every client of a round reports its training loss before and after local training, two more
-            passes over its shard. "needed": only what the strategy reads.
+            passes over its shard. "needed": only what the strategy reads; the columns of the others stay empty.
         cohort: "each": clients are trained one after the other. "stacked": a block of them at once
-            (torch.func.vmap); the same numbers to rounding. "auto": whichever is faster for the model on this kind
-            of device; the resolved scenario names it.
+            (torch.func.vmap); the same numbers to rounding. "auto": blocks on a GPU, and on a CPU for small
+            networks without convolutions if 32 clients or more train in a round; the resolved scenario says which.
         block_size: Most clients trained at once; None chooses by the size of the model and the memory.
     """
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from clients.app import LocalApp
 from fedsim.engine import open_grid
-from fedsim.errors import FedSimError
+from fedsim.errors import DataError, FedSimError
 from fedsim.fairness import fairness_block
 from fedsim.federation import Federation
 from fedsim.rounds import Callback, Round
@@ -64,6 +64,25 @@ def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None =
             raise
     console.print(_summary_table(summary))
     return folder
+
+
+def checked(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Scenario, DataError | None]:
+    """Check all of a scenario that can be checked before a run.
+
+    Returns:
+        The scenario, resolved as far as its data are there, and why they could not be read, if so.
+
+    Raises:
+        ScenarioError: Something in it does not fit.
+    """
+    scenario = Scenario.load(path, overrides)
+    try:
+        federation = build_federation(scenario)
+    except DataError as error:
+        return scenario, error
+    app = LocalApp(scenario, federation, "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
+    app.check()
+    return app.scenario, None
 
 
 def _headline(scenario: Scenario, federation: Federation) -> str:

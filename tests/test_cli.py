@@ -252,7 +252,34 @@ class TestCommands:
         done = command("check", str(command.scenario), "--set", "seed=7")
         assert done.code == 0
         (command.folder / "resolved.toml").write_text(done.out)
-        assert Scenario.load(command.folder / "resolved.toml") == Scenario.load(command.scenario, ["seed=7"])
+        resolved = Scenario.load(command.scenario, ["seed=7", "client.cohort=each"])  # what a run would choose
+        assert Scenario.load(command.folder / "resolved.toml") == resolved
+        assert done.err == ""
+
+    def test_check_says_when_the_data_are_not_there(self, command: Command) -> None:
+        done = command("check", str(command.scenario), "--set", "data.name=heart", "--data", str(command.folder))
+        assert done.code == 0
+        assert "not checked with its data" in done.err
+        assert 'cohort = "auto"' in done.out
+
+    def test_check_finds_what_only_the_data_can_tell(self, command: Command) -> None:
+        done = command("check", str(command.scenario), "--set", 'client.hooks=["ncmi"]')
+        assert done.code == 2
+        assert "client.hooks.ncmi: ncmi trains the features" in done.err
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("dp_sgd", "noise = 1.0"),
+            ("server", "initial = (not set)"),
+            ("cmi", 'centroids = "alternate"'),
+            ("tests.clients.hooks.outside:ConfidencePenalty", "weight = 0.1"),
+        ],
+    )
+    def test_list_says_what_one_thing_is_and_takes(self, command: Command, name: str, said: str) -> None:
+        done = command("list", name)
+        assert done.code == 0
+        assert f"  {said}" in done.out.splitlines()
         assert command("check", str(command.scenario), "--set", "rounds=0").code == 2
 
     def test_list_names_everything_a_scenario_can_name(self, command: Command) -> None:

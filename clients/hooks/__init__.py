@@ -219,7 +219,13 @@ class Hook(Plugin, ABC):
         return []
 
     def scores(self, memory: Memory, outputs: Outputs) -> Tensor:  # noqa: ARG002
-        """Return what predictions are made from, [B, C]; only where `predicts`."""
+        """Return what predictions are made from, [B, C]; only where `predicts`.
+
+        Args:
+            memory: As `init` and two passes of `collect` and `refit` over the client's train shard leave it, at the
+                weights that are evaluated; what training left in it is not there.
+            outputs: Of the batch.
+        """
         return outputs.logits
 
 
@@ -259,6 +265,12 @@ def misfits(hooks: Mapping[str, Hook], local_epochs: int) -> list[str]:
             "of them out"
             for name, hook in hooks.items()
             if hook.counts_classes
+        ]
+        problems += [
+            f"{name} keeps numbers about a client's batches without noise, which {private[0]} does not account "
+            "for; leave one of them out"
+            for name, hook in hooks.items()
+            if type(hook).update is not Hook.update and hook.passes == "never" and name != private[0]
         ]
     for first, second in combinations(hooks, 2):
         file = hooks[first].plugin_name

@@ -120,6 +120,14 @@ class Ncmi(Hook):
             free = free - self.centroid_lr * grad(mean_ratio)(free)
         return {**step.memory, "centre": centre, "free": free}
 
+    def notes(self) -> list[str]:
+        """Say whose accuracy it is."""
+        return [
+            "With ncmi every client predicts the nearest class mean of its own train shard, so accuracy is that of "
+            "personal classifiers on shared features: high before any training (see round 0), and not comparable "
+            "with runs that predict from the shared model's last layer, which ncmi does not train."
+        ]
+
     def scores(self, memory: Memory, outputs: Outputs) -> Tensor:
         """Return -KL(P || Q_c), [B, C]; classes the client has no example of come last."""
         logs = log_sigmax(self._normalised(memory["centre"], outputs.features))

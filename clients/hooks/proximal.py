@@ -12,7 +12,9 @@ from clients.methods import LocalRound, Terms
 
 @final
 class Proximal(Hook):
-    """Adds mu / 2 ||w - theta||^2; mu = 0 is plain training. `strategy.name = "fedprox"` does the same by itself.
+    """Adds mu / 2 ||w - theta||^2; mu = 0 is plain training.
+
+    `strategy.name = "fedprox"` does the same by itself; beside it, both pulls add up.
 
     Attributes:
         mu: Weight of the pull.

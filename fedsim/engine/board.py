@@ -11,8 +11,10 @@ import mmap
 import os
 import pickle
 import tempfile
+import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ SHARE = 0.5
 """Of the free shared memory that boards may take; the rest is Ray's and others'."""
 
 PAGE = 4096
+
+PREFIX = "fedsim-"
+"""A board's file is named by it and by the process that made it."""
 
 Floats = NDArray[np.float32]
 
@@ -61,7 +66,7 @@ class Board:
         free = os.statvfs(FOLDER)
         if size > SHARE * free.f_bavail * free.f_frsize:
             raise OSError(f"{FOLDER} has no room for {size} bytes")
-        handle, self.path = tempfile.mkstemp(prefix="fedsim-", dir=FOLDER)
+        handle, self.path = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=FOLDER)
         try:
             os.posix_fallocate(handle, 0, size)  # a full folder must be an error here, not a signal later
             self._map = mmap.mmap(handle, size)
@@ -93,6 +98,13 @@ class Boards:
     """Boards of a grid, each free again when nobody holds a row that lies on it."""
 
     _all: list[tuple[Board, weakref.ref[Any] | None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Remove what processes that were killed left behind."""
+        for file in FOLDER.glob(f"{PREFIX}*-*"):
+            maker = file.name.removeprefix(PREFIX).partition("-")[0]
+            if maker.isdigit() and not _runs(int(maker)):
+                _forget(str(file))
 
     def take(self, request: int, shape: tuple[int, int]) -> Board | None:
         """Return a free board with room for a request and rows, or None where there can be none."""
@@ -151,6 +163,41 @@ class Reader:
 def _begin(request: int) -> int:
     """Return where rows begin after a request: at a page, so that they are aligned."""
     return -(-max(request, 1) // PAGE) * PAGE
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
+@contextmanager
+def probe() -> Iterator[tuple[str, str]]:
+    """Yield a file in shared memory and what it holds, to find out who can read it; "" where there is none."""
+    token = uuid.uuid4().hex
+    try:
+        handle, path = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=FOLDER)
+    except OSError:
+        yield "", token
+        return
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(token)
+        yield path, token
+    finally:
+        _forget(path)
+
+
+def readable(path: str, token: str) -> bool:
+    """Say whether a file can be read here and holds a token: a worker shares this machine's memory if so."""
+    try:
+        return Path(path).read_text() == token
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _forget(path: str) -> None:

@@ -19,7 +19,7 @@ from flwr.app import RecordDict
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from fedsim.engine.base import BlockApp, BlockGrid, State
-from fedsim.engine.board import Board, Boards, Note
+from fedsim.engine.board import Board, Boards, Note, probe
 from fedsim.engine.local import check_device
 from fedsim.engine.schedule import balance
 from fedsim.engine.worker import Worker
@@ -70,9 +70,9 @@ class RayGrid(BlockGrid):
             # One core each as Ray counts them: an actor that claims none may be packed with others.
             actor: Any = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_worker, max_restarts=0)(Worker)
             self._workers = [actor.remote(shared, settings.threads_per_worker) for _ in range(num_workers)]
-            nodes = ray.get([worker.ready.remote() for worker in self._workers], timeout=START_S)
-            here = str(ray.get_runtime_context().get_node_id())
-            self._local = [node == here for node in nodes]
+            with probe() as (path, token):
+                calls = [worker.ready.remote(path, token) for worker in self._workers]
+                self._local = ray.get(calls, timeout=START_S)
         except RayError as error:
             self.close()
             raise EngineError(f"engine: the Ray workers cannot start: {_cause(error)}") from error
@@ -109,6 +109,7 @@ class RayGrid(BlockGrid):
         deadline = None if timeout is None else time.monotonic() + timeout
         results: dict[int, tuple[Block, int] | str] = {}
         parts: list[tuple[list[int], Block]] = []
+        states: dict[int, Any] = {}
         for members, places, futures in calls:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             block = self._collect(members, futures[0], left)
@@ -116,7 +117,8 @@ class RayGrid(BlockGrid):
                 results |= dict.fromkeys(members, f"no answer within {timeout:g} s")
                 continue
             parts.append((places, block))
-            self._states.update(zip(members, futures[1:], strict=False))
+            states.update(zip(members, futures[1:], strict=False))
+        self._states.update(states)  # only now: a worker's crash leaves every client as it was
         # A worker that is late may still write: its board is not used again.
         whole = request.merged(parts, late=bool(results))
         for places, block in parts:
@@ -200,7 +202,7 @@ class _Request:
             if late:
                 self._board.close()
             else:
-                self._boards.give_back(self._board, block.updates)
+                self._boards.give_back(self._board, rows if block.updates is rows else None)
         return block
 
 

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import ray
 import torch
 from flwr.app import RecordDict
 
 from fedsim.engine import flower
 from fedsim.engine.base import BlockApp, State
-from fedsim.engine.board import Note, Reader
+from fedsim.engine.board import Note, Reader, readable
 from fedsim.wire import Block
 
 
@@ -30,9 +29,9 @@ class Worker:
         self._app = app
         self._reader = Reader()
 
-    def ready(self) -> str:
-        """Answer once the process is up, with the Ray node it is on."""
-        return str(ray.get_runtime_context().get_node_id())
+    def ready(self, path: str, token: str) -> bool:
+        """Answer once the process is up: whether it shares memory with whoever wrote a token to a file there."""
+        return readable(path, token)
 
     def run(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,6 +114,8 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         rounds = str(reached if reached is not None else "")
     facts = {
         "strategy": run.summary.get("strategy"),
+        "model": _named(run, "model"),
+        "client hooks": _hooks(run),
         "data": run.manifest.get("dataset"),
         "partition": _with_options(run.manifest.get("partition"), run.manifest.get("partition_options")),
         "clients": run.num_clients or None,
@@ -120,6 +123,32 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         "seed": run.summary.get("seed", run.manifest.get("seed")),
     }
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+def _scenario(run: RunFolder) -> dict[str, Any]:
+    try:
+        return tomllib.loads(run.scenario)
+    except tomllib.TOMLDecodeError:
+        return {}
+
+
+def _named(run: RunFolder, key: str) -> str | None:
+    section = _scenario(run).get(key)
+    return str(section["name"]) if isinstance(section, dict) and "name" in section else None
+
+
+def _losses_left_out(run: RunFolder) -> bool:
+    client = _scenario(run).get("client")
+    return isinstance(client, dict) and client.get("losses") == "needed"
+
+
+def _hooks(run: RunFolder) -> str | None:
+    client = _scenario(run).get("client")
+    entries = client.get("hooks", []) if isinstance(client, dict) else []
+    named = [entry if isinstance(entry, dict) else {"name": entry} for entry in entries]
+    return ", ".join(
+        _with_options(entry.get("name"), {k: v for k, v in entry.items() if k != "name"}) or "" for entry in named
+    )
 
 
 def _with_options(name: Any, options: Any) -> str | None:
@@ -208,7 +237,11 @@ def _pictures(run: RunFolder) -> list[Picture]:
             "loss",
             "Mean training loss of the sampled clients over rounds.",
             (lambda: figures.training_loss(run.rounds)) if has_loss else None,
-            "No round with a training loss was finished.",
+            (
+                'Left out: client.losses = "needed", and the strategy reads no loss.'
+                if _losses_left_out(run)
+                else "No round with a training loss was finished."
+            ),
         ),
         *(_picture(name, _LABELS[name], draw, nothing) for name, draw in measured.figures(run).items()),
         *(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,10 +62,18 @@ def test_bfloat16_trains(how: Any) -> None:
 
 def test_the_block_size_follows_the_memory() -> None:
     small, large = (on_gpu(Block(name)) for name in ("logistic", "convolutions"))
-    sizes = [cohort.block_size(block.model, block.pool.x[:4]) for block in (small, large)]
+    sizes = [cohort.block_size(block.model, block.pool.x[:4], 10**6) for block in (small, large)]
     assert sizes[0] >= sizes[1] >= 1
-    halved = cohort.block_size(small.model, small.pool.x[:4].repeat(4096, 1, 1, 1), share=0.01)
-    assert halved < cohort.block_size(small.model, small.pool.x[:4].repeat(4096, 1, 1, 1))
-    settings = replace(small.work()).settings.model_copy(update={"block_size": None, "cohort": "auto"})
-    chosen, _, reason = cohort.choose(small.model, settings, small.pool.x[:4], small.pool.y[:4])
+    many = small.pool.x[:4].repeat(4096, 1, 1, 1)
+    loads = (
+        cohort.Load(),
+        cohort.Load(share=0.01),
+        cohort.Load(per_example=4096),
+        cohort.Load(pass_examples=65536),
+    )
+    free, *tight = [cohort.block_size(small.model, many, 10**6, load) for load in loads]
+    assert all(size < free for size in tight)
+    assert cohort.block_size(small.model, many, 3) <= 3
+    settings = small.client_settings.model_copy(update={"block_size": None, "cohort": "auto"})
+    chosen, _, reason = cohort.choose(small.model, settings, small.pool.x[:4], small.pool.y[:4], 10)
     assert (chosen, reason) == ("stacked", None)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,3 +97,26 @@ def test_without_room_there_is_no_board(boards: Boards, monkeypatch: pytest.Monk
     assert boards.take(100, (2**40, 2**10)) is None
     monkeypatch.setattr(boards_module, "FOLDER", tmp_path / "missing")
     assert boards.take(100, (1, 1)) is None
+
+
+def test_what_a_killed_process_left_behind_is_removed() -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = boards_module.FOLDER / f"{boards_module.PREFIX}{gone.stdout.strip()}-left"
+    mine = boards_module.FOLDER / f"{boards_module.PREFIX}{os.getpid()}-mine"
+    try:
+        left.write_bytes(b"x")
+        mine.write_bytes(b"x")
+        Boards()
+        assert not left.exists()
+        assert mine.exists()
+    finally:
+        for file in (left, mine):
+            file.unlink(missing_ok=True)
+
+
+def test_a_worker_that_reads_another_file_of_that_name_is_elsewhere() -> None:
+    with boards_module.probe() as (path, token):
+        assert boards_module.readable(path, token)
+        assert not boards_module.readable(path, "another")
+    assert not boards_module.readable(path, token)
+    assert not boards_module.readable("", token)

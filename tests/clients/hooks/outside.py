@@ -53,3 +53,30 @@ class Loud(Hook):
 def entropy(outputs: Outputs) -> Tensor:
     logs = outputs.logits.log_softmax(dim=1)
     return -(logs.exp() * logs).sum(dim=1)
+
+
+@final
+class Matrix(Hook):
+    """A mistake that broadcasting would hide: [B, 1] instead of [B]."""
+
+    def loss(self, step: Step, outputs: Outputs, targets: Tensor) -> Tensor:
+        del step, targets
+        return outputs.logits.logsumexp(dim=1, keepdim=True)
+
+
+@final
+class Branching(Hook):
+    """Looks at numbers in Python, which one client can and a block cannot."""
+
+    def loss(self, step: Step, outputs: Outputs, targets: Tensor) -> Tensor:
+        del step, targets
+        return outputs.logits.sum(dim=1) * (1e-3 if outputs.logits.max() > 0 else 2e-3)
+
+
+@final
+class Broken(Hook):
+    """Raises what nobody expects."""
+
+    def loss(self, step: Step, outputs: Outputs, targets: Tensor) -> Tensor:
+        del step, outputs, targets
+        raise KeyError("lost")

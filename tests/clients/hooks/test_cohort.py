@@ -92,15 +92,15 @@ class TestNetworks:
         assert reason is not None
         assert re.search(said, reason), reason
         for asked in ("auto", "stacked"):
-            chosen, _, why = cohort.choose(model, ClientSettings(cohort=asked), *batch())  # type: ignore[arg-type]
+            chosen, _, why = cohort.choose(model, ClientSettings(cohort=asked), *batch(), 100)  # type: ignore[arg-type]
             assert (chosen, why) == ("each", reason)
 
     @pytest.mark.parametrize("kind", ALLOWED)
     def test_others_are_not(self, kind: str) -> None:
         model = built(ALLOWED[kind])
         assert cohort.misfit(model, *batch()) is None
-        assert cohort.choose(model, ClientSettings(cohort="stacked"), *batch())[0] == "stacked"
-        assert cohort.choose(model, ClientSettings(cohort="each"), *batch())[0] == "each"
+        assert cohort.choose(model, ClientSettings(cohort="stacked"), *batch(), 100)[0] == "stacked"
+        assert cohort.choose(model, ClientSettings(cohort="each"), *batch(), 100)[0] == "each"
 
     def test_the_trial_leaves_the_network_as_it_was(self) -> None:
         model = built(dense)
@@ -110,11 +110,21 @@ class TestNetworks:
         assert not model.grad.any()
         assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.network.modules())
 
-    def test_convolutions_do_not_pay_on_a_cpu_and_a_block_of_few_does_not_either(self) -> None:
-        assert cohort.pays(built(dense), 64)
-        assert not cohort.pays(built(dense), 2)
+    def test_on_a_cpu_blocks_are_for_many_clients_with_small_dense_networks(self) -> None:
+        assert cohort.pays(built(dense), 64, 100)
+        assert not cohort.pays(built(dense), 2, 100)
+        assert not cohort.pays(built(dense), 64, 10)
         convolves = built(lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 1, 1), nn.Flatten(), dense()))
-        assert not cohort.pays(convolves, 64)
+        assert not cohort.pays(convolves, 64, 100)
+
+    def test_a_cohort_is_never_one_block_on_a_cpu(self) -> None:
+        x, _ = batch()
+        assert [cohort.block_size(built(dense), x, count) for count in (1, 10, 33, 10**6)] == [
+            1,
+            5,
+            17,
+            cohort.MOST_ON_CPU,
+        ]
 
     def test_a_scenario_that_asks_for_blocks_is_told_why_not(self, federation: Federation) -> None:
         with pytest.raises(ScenarioError) as caught:
@@ -125,7 +135,9 @@ class TestNetworks:
         )
         assert said.endswith('use "each"')
         assert LocalApp(scenario(model=DROPOUT, cohort="auto"), federation).scenario.client.cohort == "each"
-        assert LocalApp(scenario(cohort="auto"), federation).scenario.client.cohort == "stacked"
+        few = scenario(cohort="auto")
+        assert LocalApp(few, federation).scenario.client.cohort == "each"
+        assert federation.num_clients < cohort.WORTH_BLOCKS
 
     @pytest.mark.parametrize("how", ["each", "stacked", "auto"])
     def test_batch_normalisation_is_refused_altogether(self, how: str, federation: Federation) -> None:
@@ -263,7 +275,27 @@ class TestFailures:
         np.testing.assert_allclose(halved.updates, whole.updates, rtol=1e-4, atol=1e-6)
         assert list(halved.numbers) == list(whole.numbers)
         for name, column in whole.numbers.items():
-            np.testing.assert_allclose(halved.numbers[name], column, rtol=1e-4, atol=1e-6, err_msg=name)
+            if name != "block":
+                np.testing.assert_allclose(halved.numbers[name], column, rtol=1e-4, atol=1e-6, err_msg=name)
+        assert (whole.numbers["block"] == 8).all()
+        assert 1 <= halved.numbers["block"].max() <= most  # what was done is on record
+
+    def test_a_block_that_ran_out_of_memory_is_not_tried_again(
+        self, app: LocalApp, federation: Federation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tried, fit = [], client_app.fit_stacked
+
+        def short_of_memory(model: Any, theta: Any, pool: Any, clients: Sequence[Client], work: Any) -> Any:
+            tried.append(len(clients))
+            if len(clients) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return fit(model, theta, pool, clients, work)
+
+        monkeypatch.setattr(client_app, "fit_stacked", short_of_memory)
+        first, second = (answer(app, federation, [list(range(8))]) for _ in range(2))
+        assert tried == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+        assert first.errors == second.errors == {}
+        np.testing.assert_array_equal(first.updates, second.updates)
 
     @pytest.mark.parametrize("bad", [0, 5, 7])
     def test_one_bad_client_is_named_and_the_others_succeed(
