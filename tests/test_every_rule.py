@@ -129,3 +129,24 @@ def test_every_rule_answers_for_few_clients_and_many_rounds(rule: str, federatio
         assert after is not None
         arrays = after
     assert np.isfinite(flat(arrays)).all()
+
+
+@pytest.mark.parametrize("rule", [*RULES, "flwr:FedAvg", "flwr:QFedAvg", "flwr:FedProx", "flwr:FedMedian"])
+def test_losses_that_a_rule_does_not_read_can_be_left_out(rule: str, federation: Federation) -> None:
+    """The same model without them; those it reads are there all the same."""
+    strategies = {"flwr:FedProx": {"proximal_mu": 0.1}}
+    models = []
+    for losses in ("exact", "needed"):
+        scenario = scenario_of(rule, **strategies.get(rule, {}))
+        client = scenario.client.model_copy(update={"losses": losses})
+        scenario = scenario.model_copy(update={"client": client})
+        strategy, grid = strategy_of(scenario), LocalGrid(LocalApp(scenario, federation))
+        arrays = start(scenario, federation)
+        for number in (1, 2):
+            messages = list(strategy.configure_train(number, arrays, ConfigRecord(), grid))
+            replies = grid.send_and_receive(messages)
+            after, _ = strategy.aggregate_train(number, replies)
+            assert after is not None
+            arrays = after
+        models.append(flat(arrays))
+    np.testing.assert_array_equal(*models)

@@ -199,6 +199,14 @@ class TestRayGrid:
         assert [reply.metadata.src_node_id for reply in replies] == [1, 2, 3, 4, 5, 6, 7]
         assert all(not reply.has_error() for reply in three_workers.send_and_receive(messages([1, 2, 7])))
 
+    def test_after_a_crash_every_client_is_as_it_was(self, three_workers: BlockGrid) -> None:
+        before = counts(three_workers)
+        with pytest.raises(EngineError, match="the whole block failed"):
+            three_workers.send_and_receive(messages([1, 2, 3, 4, 5, 6, 7], content(order="crash", victim=6)))
+        assert counts(three_workers) == before
+        three_workers.send_and_receive(messages([1, 2, 3, 4, 5, 6, 7]))
+        assert counts(three_workers) == {client: count + 1 for client, count in before.items()}
+
     def test_the_timeout_is_for_all_workers_together(self, three_workers: BlockGrid) -> None:
         """One second of patience is not three because there are three workers."""
         records = content(order="sleep-all", seconds=3.5)
