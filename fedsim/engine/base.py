@@ -149,13 +149,14 @@ class BlockGrid(Grid):
         for _, message in group:
             flower.give_id(message)
         results = self.answer(first.metadata.message_type, first.content, clients, timeout)
+        made: dict[int, flower.LazyReply] = {}
         for (place, message), client in zip(group, clients, strict=True):
             result = results[client]
             if isinstance(result, str):
                 replies[place] = flower.error_reply(result, reply_to=message)
             else:
                 block, row = result
-                replies[place] = _reply(message, block, row)
+                replies[place] = _reply(message, block, row, made)
 
     def _client_of(self, message: Message) -> int:
         node = message.metadata.dst_node_id
@@ -164,11 +165,15 @@ class BlockGrid(Grid):
         return node - 1
 
 
-def _reply(message: Message, block: Block, row: int) -> Message:
+def _reply(message: Message, block: Block, row: int, made: dict[int, flower.LazyReply]) -> Message:
     if row in block.errors:
         return flower.error_reply(block.errors[row], reply_to=message)
     make: Callable[[], RecordDict] = lambda: block.content(row)  # noqa: E731
-    return flower.LazyReply(make, reply_to=message, block=block, row=row)
+    first = made.get(id(block))
+    if first is None or not first.untouched:
+        made[id(block)] = reply = flower.LazyReply(make, reply_to=message, block=block, row=row)
+        return reply
+    return first.beside(make, reply_to=message, row=row)
 
 
 def _by_content(messages: Sequence[Message]) -> dict[tuple[int, str, int], list[int]]:

@@ -6,6 +6,7 @@ its id on the way through a SuperLink. A grid of our own has to do both.
 
 from __future__ import annotations
 
+import copy
 import uuid
 from collections.abc import Callable
 from typing import cast
@@ -61,6 +62,23 @@ class LazyReply(Message):
         self.block = block
         self.row = row
         self.__dict__["_make"] = make
+
+    def beside(self, make: Callable[[], RecordDict], *, reply_to: Message, row: int) -> LazyReply:
+        """Return the reply of another row, to a message of the same sender and type.
+
+        What the constructor makes, without checking and deriving for each of many replies what all share.
+        """
+        asked = reply_to.metadata
+        metadata = copy.copy(self.metadata)
+        metadata.__dict__.update(
+            _src_node_id=asked.dst_node_id,
+            _reply_to_message_id=asked.message_id,
+            _group_id=asked.group_id,
+            _ttl=asked.created_at + asked.ttl - metadata.created_at,
+        )
+        other = LazyReply.__new__(LazyReply)
+        other.__dict__.update(self.__dict__, _metadata=metadata, _make=make, row=row)
+        return other
 
     @property
     def untouched(self) -> bool:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -32,7 +32,7 @@ def test_identity_makes_messages_possible_and_a_known_one_is_kept() -> None:
     code = """
 import warnings
 warnings.simplefilter("ignore")
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from fedsim.engine import flower
 try:
@@ -70,3 +70,29 @@ def test_replies_answer_their_message() -> None:
     assert failed.has_error()
     assert failed.error.reason == "no memory"
     assert not lazy.has_error()
+
+
+def test_a_reply_made_beside_another_is_what_the_constructor_makes() -> None:
+    flower.set_identity()
+    messages = [
+        Message(RecordDict(), dst_node_id=node, message_type="train", ttl=ttl, group_id=str(node))
+        for node, ttl in ((3, 100.0), (7, 50.0))
+    ]
+    ids = [flower.give_id(message) for message in messages]
+    first = flower.LazyReply(
+        lambda: RecordDict({"a": MetricRecord({"row": 0})}), reply_to=messages[0], block="b", row=0
+    )
+    make = lambda: RecordDict({"a": MetricRecord({"row": 1})})  # noqa: E731
+    second = first.beside(make, reply_to=messages[1], row=1)
+    anew = flower.LazyReply(make, reply_to=messages[1], block="b", row=1)
+    found, expected = (dict(reply.metadata.__dict__) for reply in (second, anew))
+    for name in ("_created_at", "_ttl"):
+        assert found.pop(name) == pytest.approx(expected.pop(name), abs=1.0)
+    assert found == expected
+    assert found["_reply_to_message_id"] == ids[1]
+    assert (second.block, second.row, second.untouched) == ("b", 1, True)
+    assert second.content["a"] == MetricRecord({"row": 1})
+    assert first.untouched
+    assert first.content["a"] == MetricRecord({"row": 0})
+    assert first.metadata.src_node_id == 3
+    assert not second.has_error()
