@@ -14,6 +14,7 @@ from clients.batches import Epoch, augment
 from clients.methods import Terms
 from clients.objective import Batch, Drawn, Memories, Named, fill_up, moved
 from clients.steps import Steps
+from clients.traced import recorder_of
 from fedsim.models import Outputs
 
 CHUNK = 128
@@ -161,7 +162,11 @@ class StackedSteps(Steps):
         parameters = {name: value[:count] for name, value in self._parameters.items()}
         if self.objective.plain:  # without the hooks' arguments, whose mapping costs as much as a small network
             with torch.no_grad():
-                self._apply(self._plain_step_of_all(parameters, x, y, mask, mask.sum(dim=1)), count)
+                step = self._plain_step_of_all
+                given = (parameters, x, y, mask, mask.sum(dim=1))
+                # Autocast keeps copies of weights between calls, which a recording would not renew.
+                gradients = step(*given) if self.model.half else recorder_of(self.model).run(step, *given)
+                self._apply(gradients, count)
             return
         memories: Memories = {
             name: {k: v[:count] for k, v in memory.items()} for name, memory in self._stacked.items()

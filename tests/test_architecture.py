@@ -42,6 +42,7 @@ CORE = (
     "clients.training",
     "clients.steps",
     "clients.stacked",
+    "clients.traced",
     "clients.objective",
     "clients.batches",
     "clients.cohort",
