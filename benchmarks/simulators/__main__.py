@@ -93,14 +93,16 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, with commas between")
     keys = [one.key for one in CONTENDERS]
     parser.add_argument("--contenders", default=",".join(keys), help="keys, with commas between")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of a contender in one pass")
+    parser.add_argument(
+        "--rounds", type=int, help="rounds of a contender in one pass (default: 5, or 40 short ones)"
+    )
     parser.add_argument("--passes", type=int, default=3, help="how often every contender has a turn")
     parser.add_argument("--skip-flower", action="store_true", help="leave Flower out: it takes most of the time")
     options = parser.parse_args()
     names = options.only.split(",")
     if unknown := [name for name in names if name not in WORKLOADS]:
         parser.error(f"--only: no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
-    if options.rounds < 1 or options.passes < 1:
+    if (options.rounds or 1) < 1 or options.passes < 1:
         parser.error("--rounds and --passes must be at least 1")
     wanted = set(options.contenders.split(","))
     if unknown := wanted - set(keys):
@@ -111,7 +113,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         _prepare_environment(home)
         print(_machine())
-        found = [_workload(WORKLOADS[name], contenders, options.rounds, options.passes) for name in names]
+        found = [
+            _workload(WORKLOADS[name], contenders, options.rounds or WORKLOADS[name].rounds, options.passes)
+            for name in names
+        ]
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps([row for rows, _ in found for row in rows], indent=2) + "\n", encoding="utf-8")
     print(f"\n{OUT.relative_to(ROOT)} has the same numbers")

@@ -41,12 +41,14 @@ class Workload:
         title: What it is, for the table.
         settings: Overrides, with semicolons between.
         trains: False where a client only copies the weights it got.
+        rounds: In one turn: long enough that it is about rounds and not about waking up.
     """
 
     name: str
     title: str
     settings: str
     trains: bool = True
+    rounds: int = 40
 
     def overrides(self) -> list[str]:
         """Return everything that differs from the bundled scenario."""
@@ -84,6 +86,7 @@ WORKLOADS = {
             "CNN, MNIST, 10 of 10 clients x 600 examples, batches of 20, one epoch",
             "data.limit=7500; partition.name=iid; partition.num_clients=10; partition.test_fraction=0.2;"
             "model.name=cnn; client.batch_size=20; client.lr=0.1; server.clients_per_round=10",
+            rounds=5,
         ),
         Workload(
             "W2",
