@@ -37,6 +37,7 @@ class StackedSteps(Steps):
         device = self.pool.y.device
         self._firsts = torch.tensor([client.rows.start for client in self.clients], device=device)
         self._sizes = torch.tensor(sizes, device=device)
+        self._expected_sizes = self._theta.new_tensor([self._expected(row) for row in range(len(sizes))])
         self._stacked = _stack(self.memories)
         self._step_of_all = vmap(self._one_step, randomness="error")
         self._plain_step_of_all = vmap(grad(self._summed_loss), randomness="error")
@@ -179,9 +180,10 @@ class StackedSteps(Steps):
             # Expanded, not shared: a product with shared weights would depend in its last bit on who else is there.
             teacher = self.model.named(weights.expand(count, -1))
             said[name] = vmap(self.model.outputs_at)(teacher, x)
-        expected = mask.new_tensor([self._expected(row) for row in range(count)])
         with torch.no_grad():
-            gradients, after = self._step_of_all(parameters, memories, x, y, mask, (drawn, said), expected)
+            gradients, after = self._step_of_all(
+                parameters, memories, x, y, mask, (drawn, said), self._expected_sizes[:count]
+            )
             self._apply(gradients, count)
             for name, memory in after.items():
                 for key, value in memory.items():
