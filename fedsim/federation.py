@@ -87,7 +87,7 @@ class Federation:
             train_lists = Lists.of([np.sort(train) for train, _ in splits])
             test_lists = Lists.of([np.sort(test) for _, test in splits])
         else:
-            train_lists, test_lists = (Lists(kept.astype(np.int32)[side.rows], side.offsets) for side in sides)
+            train_lists, test_lists = (Lists(_of(kept, side.rows), side.offsets) for side in sides)
         shared = partition.overlaps and raw.prepare is None
         train, test = (raw.train, raw.train) if shared else _pools(raw, train_lists, test_lists)
         return cls(
@@ -102,8 +102,8 @@ class Federation:
             client_names=names,
             manifest=_manifest(dataset, partition, seed, raw, names, train_lists, test_lists),
             group_names=raw.group_names,
-            train_rows=train_lists.rows.astype(np.int32) if shared else None,
-            test_rows=test_lists.rows.astype(np.int32) if shared else None,
+            train_rows=train_lists.rows.astype(np.int32, copy=False) if shared else None,
+            test_rows=test_lists.rows.astype(np.int32, copy=False) if shared else None,
         )
 
     @property
@@ -206,6 +206,11 @@ def _pools(raw: RawData, train: Lists, test: Lists) -> tuple[Split, Split]:
         for i in range(len(train))
     ]
     return _joined([shard.train for shard in shards]), _joined([shard.test for shard in shards])
+
+
+def _of(kept: Rows, places: NDArray[Any]) -> NDArray[Any]:
+    """Return the examples at places of those that are kept, without a copy where all are."""
+    return places if kept[-1] == len(kept) - 1 else kept.astype(np.int32)[places]
 
 
 def _indices(rows: NDArray[Any]) -> torch.Tensor:

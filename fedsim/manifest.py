@@ -23,7 +23,7 @@ MOST_LISTED = 10_000
 """Clients up to which the manifest has a line for each."""
 
 _AT_ONCE = 4096
-"""Clients whose rows are copied at once to be hashed."""
+"""Clients whose rows are copied at once, to be hashed or counted."""
 
 
 def shares(
@@ -51,21 +51,25 @@ def shares(
     }
 
 
-def counts(manifest: Mapping[str, Any], split: str) -> dict[int, list[int]] | NDArray[np.int64]:
-    """Return what a manifest says of the examples of each client and class.
+def counts(manifest: Mapping[str, Any], split: str) -> dict[int, list[int]]:
+    """Return client -> examples of each class.
 
     Args:
         manifest: As read from manifest.json.
         split: "train" or "test".
 
-    Returns:
-        Client -> examples of each class; of a large federation [K, C].
+    Raises:
+        ValueError: Its arrays are damaged.
     """
     packed = (manifest.get("counts") or {}).get(split)
     if packed is None:
         return {int(row["client"]): list(row.get(split) or []) for row in manifest.get("clients", [])}
-    flat = np.frombuffer(zlib.decompress(base64.b64decode(packed)), dtype="<i4")
-    return flat.reshape(int(manifest["num_clients"]), -1).astype(np.int64)
+    try:
+        flat = np.frombuffer(zlib.decompress(base64.b64decode(packed)), dtype="<i4")
+        table: list[list[int]] = flat.reshape(int(manifest["num_clients"]), -1).tolist()
+    except zlib.error as error:
+        raise ValueError(f"the counts of the {split} examples: {error}") from error
+    return dict(enumerate(table))
 
 
 def names(manifest: Mapping[str, Any]) -> dict[int, str]:
@@ -111,9 +115,14 @@ def _written(train: Lists, test: Lists, clients: range) -> NDArray[np.int64]:
 
 def _counts(labels: NDArray[np.int64], num_classes: int, side: Lists) -> NDArray[np.int64]:
     """Return the examples of each client and class, [K, C]."""
-    places = np.repeat(np.arange(len(side)), side.sizes) * num_classes + labels[side.rows]
-    found = np.bincount(places, minlength=len(side) * num_classes)
-    return found.reshape(len(side), num_classes).astype(np.int64)
+    found = np.zeros((len(side), num_classes), np.int64)
+    for begin in range(0, len(side), _AT_ONCE):
+        sizes = side.sizes[begin : begin + _AT_ONCE]
+        rows = side.rows[side.offsets[begin] : side.offsets[begin + len(sizes)]]
+        places = np.repeat(np.arange(len(sizes)), sizes) * num_classes + labels[rows]
+        counted = np.bincount(places, minlength=len(sizes) * num_classes)
+        found[begin : begin + len(sizes)] = counted.reshape(len(sizes), num_classes)
+    return found
 
 
 def _packed(table: NDArray[np.int64]) -> str:
