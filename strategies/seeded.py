@@ -19,9 +19,10 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedsim import seeds
+from fedsim.engine.flower import to_nodes
 from fedsim.errors import ClientError, RoundError
 from fedsim.parameters import Layout
-from fedsim.wire import EXAMPLES, Answer, pack_request, read, read_update, unpack_arrays
+from fedsim.wire import EXAMPLES, Answer, pack_arrays, pack_request, read, read_update, sound_rows, unpack_arrays
 
 WAIT_S = 60.0
 """Seconds to wait for enough nodes to connect; simulated ones are there at once."""
@@ -79,6 +80,7 @@ class SeededStrategy(Strategy):
         self.last = Aggregation()
         self._needs, self._wants = tuple(needs), tuple(wants)
         self._sent: tuple[Layout, NDArray[np.float32]] | None = None
+        self._last_packed: dict[tuple[object, ...], tuple[Layout, NDArray[np.float32]]] = {}
         self._num_nodes = 0
 
     def draw(self, server_round: int, grid: Grid) -> list[int]:
@@ -91,10 +93,15 @@ class SeededStrategy(Strategy):
 
     def remember(self, arrays: ArrayRecord) -> tuple[Layout, NDArray[np.float32]]:
         """Keep the weights a round starts from, against which its replies are read."""
-        named = unpack_arrays(arrays)
-        layout = Layout.of(named)
-        self._sent = (layout, layout.join(named))
+        self._sent = self._last_packed.pop(_bits(arrays), None) or _flat(arrays)
+        self._last_packed.clear()
         return self._sent
+
+    def packed(self, layout: Layout, theta: NDArray[np.float32]) -> ArrayRecord:
+        """Return weights as a record; the next round, which mostly starts from it, need not read it again."""
+        arrays = pack_arrays(layout.split(theta))
+        self._last_packed = {_bits(arrays): (layout, theta)}
+        return arrays
 
     def sent(self) -> tuple[Layout, NDArray[np.float32]]:
         """Return what the round started from."""
@@ -134,14 +141,15 @@ class SeededStrategy(Strategy):
 
         Both come by client, so that a sum has one order whatever order a grid answers in.
         """
-        theta, layout = self.sent()[1], self.sent()[0]
+        layout, theta = self.sent()
         good: list[Message] = []
         answers: list[Answer] = []
         failures: list[Answer] = []
         pairs = [(read(reply), reply) for reply in replies]
         pairs.sort(key=lambda pair: (pair[0].client, pair[0].node or 0))
-        for answer, reply in pairs:
-            problem = answer.error or self._problem(answer, reply, theta, layout)
+        sound = sound_rows([reply for _, reply in pairs], (EXAMPLES, *self._needs), self._wants, len(theta))
+        for (answer, reply), is_sound in zip(pairs, sound, strict=True):
+            problem = None if is_sound else answer.error or self._problem(answer, reply, theta, layout)
             if problem is None:
                 good.append(reply)
                 answers.append(answer)
@@ -207,4 +215,28 @@ class SeededStrategy(Strategy):
 
 def messages(content: RecordDict, nodes: Sequence[int], kind: str) -> list[Message]:
     """Return one message to each node; they share their content, so that it travels once."""
-    return [Message(content, dst_node_id=node, message_type=kind) for node in nodes]
+    return to_nodes(content, nodes, kind)
+
+
+def _flat(arrays: ArrayRecord) -> tuple[Layout, NDArray[np.float32]]:
+    named = unpack_arrays(arrays)
+    layout = Layout.of(named)
+    return layout, layout.join(named)
+
+
+def _bits(arrays: ArrayRecord) -> tuple[object, ...]:
+    """Return what a record holds, to see whether it still does: names, and the very bytes, which never change."""
+    return tuple((name, array.dtype, tuple(array.shape), Bytes(array.data)) for name, array in arrays.items())
+
+
+class Bytes:
+    """Bytes that equal themselves alone, so that comparing costs nothing; they stay alive with this."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bytes) and other._data is self._data
+
+    def __hash__(self) -> int:
+        return id(self._data)
