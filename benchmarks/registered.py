@@ -190,7 +190,7 @@ def _table(found: Sequence[Result]) -> list[dict[str, Any]]:
             end="",
         )
         print(f"{memory:>12s}{one.first:8.1f}{one.accuracy:10.4f}")
-    if any(row["baseline"].startswith("flower-") for row in rows):
+    if any(row["baseline"].startswith("flower-") and row["contender"] != FLOWER for row in rows):
         print("* beside Flower with the most clients that it was tried with")
     return rows
 
