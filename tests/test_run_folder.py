@@ -151,7 +151,7 @@ class TestStopped:
         grid = LocalGrid(LocalApp(SCENARIO, federation))
         with pytest.raises(type(error)):
             conduct(SCENARIO, federation, grid, tmp_path / "run", callbacks=[stop_after(3, error)])
-        assert {file.name for file in (tmp_path / "run").iterdir()} == FILES
+        assert {file.name for file in (tmp_path / "run").iterdir()} == {*FILES, "checkpoint"}
         summary, clients, rounds = read(tmp_path / "run")
         assert (summary["status"], summary["rounds"]) == (status, 3)
         assert rounds["round"].tolist() == [0, 1, 2, 3]

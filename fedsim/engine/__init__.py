@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fedsim.engine.base import BlockApp, BlockGrid
     from fedsim.settings import EngineSettings
 
 
-def open_grid(app: BlockApp, settings: EngineSettings) -> BlockGrid:
+def open_grid(app: BlockApp, settings: EngineSettings, states_folder: Path | None = None) -> BlockGrid:
     """Return the grid of `engine.backend`; use it as a context manager.
 
     Raises:
@@ -19,7 +21,7 @@ def open_grid(app: BlockApp, settings: EngineSettings) -> BlockGrid:
         from fedsim.engine.local import LocalGrid, check_device
 
         check_device(settings)
-        return LocalGrid(app, settings.threads_per_worker)
+        return LocalGrid(app, settings.threads_per_worker, states_folder)
     from fedsim.engine.grid import RayGrid  # Ray takes a second to import
 
-    return RayGrid(app, settings)
+    return RayGrid(app, settings, states_folder)

@@ -12,6 +12,7 @@ import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,6 +23,7 @@ from fedsim.engine.base import BlockApp, BlockGrid, State
 from fedsim.engine.board import Board, Boards, Note, probe
 from fedsim.engine.local import check_device
 from fedsim.engine.schedule import balance
+from fedsim.engine.states import States
 from fedsim.engine.worker import Worker
 from fedsim.errors import EngineError
 from fedsim.wire import Block, num_weights
@@ -54,8 +56,9 @@ class RayGrid(BlockGrid):
         EngineError: No GPU where one was asked for, or Ray cannot start.
     """
 
-    def __init__(self, app: BlockApp, settings: EngineSettings) -> None:
+    def __init__(self, app: BlockApp, settings: EngineSettings, states_folder: Path | None = None) -> None:
         super().__init__(app)
+        self.states = None if states_folder is None else States(states_folder)
         self._workers: list[Any] = []
         self._states: dict[int, Any] = {}
         self._boards = Boards()

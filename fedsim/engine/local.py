@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import RecordDict
 
 from fedsim.engine.base import BlockApp, BlockGrid, State
+from fedsim.engine.states import States, read_states, write_states
 from fedsim.errors import EngineError, FedSimError
 from fedsim.wire import Block
 
@@ -41,9 +43,10 @@ class LocalGrid(BlockGrid):
         threads: Threads of linear algebra while clients train, as many as a Ray worker has.
     """
 
-    def __init__(self, app: BlockApp, threads: int = 1) -> None:
+    def __init__(self, app: BlockApp, threads: int = 1, states_folder: Path | None = None) -> None:
         super().__init__(app)
         self._threads = threads
+        self.states = None if states_folder is None else States(states_folder)
         self._states: dict[int, State] = {}
 
     def answer(
@@ -59,6 +62,9 @@ class LocalGrid(BlockGrid):
             units = self._app.units(kind, clients)
             members = [client for unit in units for client in unit]
             states = [self._states.get(client, {}) if reads else {} for client in members]
+            if self.states is not None and reads:
+                slips = [self.states.slip(client) for client in members]
+                states = read_states(self.states.folder, slips)
             block, kept = self._app.run(kind, content, units, states)
         except FedSimError:
             raise
@@ -68,6 +74,9 @@ class LocalGrid(BlockGrid):
             torch.set_num_threads(before)
         if keeps:
             self._states.update(zip(members, kept, strict=True))
+        if keeps and self.states is not None:
+            slips = write_states(self.states.folder, self.states.new_file(), kept)
+            self.states.update(dict(zip(members, slips, strict=True)))
         return {client: (block, row) for row, client in enumerate(members)}
 
     def client_states(self) -> dict[int, State]:
