@@ -116,10 +116,9 @@ def test_memory_does_not_grow_with_the_rounds(tmp_path: Path) -> None:
     import pyarrow as pa
 
     made = Journal(tmp_path / "j")
-    table: dict[str, Any] = {
-        "round": np.zeros(50_000, np.int64),
-        **{f"x{i}": np.random.rand(50_000) for i in range(8)},
-    }  # noqa: NPY002
+    draw = np.random.default_rng(0)
+    table: dict[str, Any] = {"round": np.zeros(50_000, np.int64)}
+    table |= {f"x{number}": draw.random(50_000) for number in range(8)}
     made.append({}, table)
     before = pa.total_allocated_bytes()
     tracemalloc.start()
