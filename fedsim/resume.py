@@ -126,7 +126,8 @@ class Saved:
         """
         if states is None or self.kept.clients is None:
             raise DataError(
-                f"{self.path}: cannot be gone on with: what clients keep on Flower's own grid is in no checkpoint"
+                f"{self.path}: cannot be gone on with: what clients keep was not written beside it, as on Flower's "
+                "own grid"
             )
         states.restore(self.kept.clients)
         strategy.memory = dict(self.kept.strategy)
@@ -143,13 +144,15 @@ class Checkpoints:
         run: Told of the round before.
         scenario: The resolved scenario.
         hashes: What the data are, see `hashes_of`.
-        states: What clients keep, where the engine has files for it.
+        states: What clients keep, where the engine has files for it; others than the run folder's are in no
+            checkpoint.
     """
 
     def __init__(
         self, run: RunFolder, scenario: Scenario, hashes: Mapping[str, str], states: States | None
     ) -> None:
-        self._run, self._states = run, states
+        beside = states is not None and states.folder.resolve() == states_folder(run.path)
+        self._run, self._states = run, states if beside else None
         self._path = state_file(run.path)
         self._scenario, self._hashes = json.dumps(scenario.table()), dict(hashes)
         self._next_sync = 0.0
@@ -170,7 +173,7 @@ class Checkpoints:
             "strategy": dict(kept.strategy),
             "average": dict(kept.average),
             "system": None if kept.system is None else dict(kept.system),
-            "clients": None if kept.clients is None else _columns(kept.clients),
+            "clients": None if kept.clients is None or self._states is None else _columns(kept.clients),
             "folder": self._run.position(),
             "scenario": self._scenario,
             "hashes": self._hashes,
@@ -188,8 +191,8 @@ def state_file(folder: Path) -> Path:
 
 
 def states_folder(folder: Path) -> Path:
-    """Return where a run folder holds what clients keep."""
-    return folder / CHECKPOINT / "clients"
+    """Return where a run folder holds what clients keep; absolute, for workers elsewhere."""
+    return (folder / CHECKPOINT / "clients").resolve()
 
 
 def refuse_changes(before: Mapping[str, Any], scenario: Scenario, where: str) -> None:

@@ -122,15 +122,17 @@ class Runner:
 
                 options["callbacks"] = [*options["callbacks"], callback]
             else:
-                answer = grid.answer
+                collect = grid.collect
 
-                def answers(kind: str, content: Any, *others: Any) -> Any:
-                    answered = answer(kind, content, *others)
-                    if kind == during and content["config"]["server-round"] == number:
+                def collected(submitted: Any) -> Any:
+                    replies = collect(submitted)
+                    first = submitted.messages[0]
+                    settings = first.content["config"]
+                    if first.metadata.message_type == during and settings["server-round"] == number:
                         raise stop  # what the clients keep has been written
-                    return answered
+                    return replies
 
-                grid.answer = answers
+                grid.collect = collected
             return self._conduct(scenario, federation, grid, folder, **options)
 
         return conduct
@@ -402,7 +404,7 @@ class TestRefusals:
         stopped = runner.stopped(3)
         data = checkpoint.load(state_file(stopped))
         checkpoint.save(state_file(stopped), {**data, "clients": None})
-        with pytest.raises(DataError, match="what clients keep on Flower's own grid is in no checkpoint"):
+        with pytest.raises(DataError, match="what clients keep was not written beside it, as on Flower's"):
             resume(stopped)
 
 
@@ -471,8 +473,8 @@ def assert_same_but_files(found: Path, expected: Path) -> None:
 DEATHS = {
     "training": (
         "from fedsim.engine.local import LocalGrid as C",
-        "answer",
-        "a[1] == 'train' and a[2]['config']['server-round'] == 3",
+        "_answer",
+        "a[1].kind == 'train' and a[1].content['config']['server-round'] == 3",
         "after",
     ),
     "journal, not yet checkpoint": ("import fedsim.checkpoint as C", "save", "a[1]['round'] == 3", "before"),

@@ -6,11 +6,14 @@ a list of lines, a client can be trained by any worker next, and memory does not
 
 from __future__ import annotations
 
-import contextlib
+import os
+import shutil
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +43,12 @@ class States:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="fedsim-states-") if folder is None else None
-        self.folder = Path(self._temporary.name) if self._temporary is not None else Path(str(folder))
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        if folder is None:
+            # The name says whose it is: what a killed process leaves behind, the next one removes.
+            folder = Path(tempfile.mkdtemp(prefix=f"fedsim-{os.getpid()}-states-"))
+            self._finalizer = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.folder = folder
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -106,9 +113,8 @@ class States:
 
     def close(self) -> None:
         """Remove the folder if it was made here."""
-        if self._temporary is not None:
-            with contextlib.suppress(OSError):
-                self._temporary.cleanup()
+        if self._finalizer is not None:
+            self._finalizer()
 
     def _forget(self, files: Iterable[str]) -> None:
         for file in files:

@@ -276,20 +276,12 @@ class TestScenario:
 @pytest.fixture(scope="module")
 def workers(ray_cluster: None) -> Iterator[Any]:
     """One Ray grid that can be given another application: workers start slowly."""
-    import ray
-
     from fedsim.engine.grid import RayGrid
 
     grid = RayGrid(LocalApp(scenario_of("ditto"), federation()), EngineSettings(workers=3))
 
     def use(app: LocalApp) -> RayGrid:
-        grid._app, grid._states = app, {}
-        shared = ray.put(app)
-
-        def take(worker: Any, given: Any) -> None:
-            worker._app = given
-
-        ray.get([worker.__ray_call__.remote(take, shared) for worker in grid._workers])
+        grid.change(app)
         return grid
 
     yield use
