@@ -213,8 +213,8 @@ def refuse_changes(before: Mapping[str, Any], scenario: Scenario, where: str) ->
     if most in changed and new[most] < old.get(most, 0):
         problems.append(f"{most}: {old[most]} -> {new[most]}; it may only be raised, rounds may have had more")
     if problems:
-        movable = ", ".join(sorted(free))
-        raise ScenarioError(where, [*problems, f"a resumed run may change {movable}; for others begin a new run"])
+        problems[-1] += f"\na resumed run may change {', '.join(sorted(free))}; begin a new one for anything else"
+        raise ScenarioError(where, problems)
 
 
 def hashes_of(scenario: Scenario, federation: Federation) -> dict[str, str]:
