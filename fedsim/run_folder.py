@@ -243,13 +243,18 @@ class RunFolder:
         for answer in self._known(finished.trained):
             table["sampled"][place[answer.client]] = True
         for answer in self._known((*finished.trained, *finished.evaluated)):
+            row = place[answer.client]
             for name, value in answer.numbers.items():
                 if name not in ("client", "num-examples"):
                     named = TRAIN_COLUMNS.get(name, name.replace("-", "_"))
-                    table.setdefault(named, nothing.copy())[place[answer.client]] = value
+                    if named not in table:
+                        table[named] = nothing.copy()
+                    table[named][row] = value
             for name, vector in answer.vectors.items():
                 if name in self._lists:
-                    table.setdefault(name, no_list.copy())[place[answer.client]] = vector.tolist()
+                    if name not in table:
+                        table[name] = no_list.copy()
+                    table[name][row] = vector.tolist()
         for client, weight in finished.weights.items():
             if client in place:  # not a node that never said which client it is
                 table["weight"][place[client]] = weight
