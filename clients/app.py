@@ -1,4 +1,4 @@
-"""The Flower ClientApp: unpack, train or evaluate, pack. Stock Flower hands it one message, our grid a block."""
+"""Answers for any client of a federation: unpack, train or evaluate, pack. Our grids hand it a block of clients."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from clients import trial
@@ -28,15 +26,14 @@ from clients.training import (
     losses_stacked,
     shapes_of,
 )
-from fedsim.datasets import Split, data_root
-from fedsim.engine.desk import ArrayDesk
+from fedsim.datasets import Split
 from fedsim.engine.task import Desk
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
 from fedsim.metrics import SUMS
 from fedsim.models._check import build_model
 from fedsim.parameters import FlatNetwork
-from fedsim.scenario import Scenario, overrides_of
+from fedsim.scenario import Scenario
 from fedsim.wire import (
     CLIENT,
     EXAMPLES,
@@ -44,9 +41,7 @@ from fedsim.wire import (
     Block,
     Request,
     num_weights,
-    pack_state,
     unpack_request,
-    unpack_state,
 )
 from strategies.stock_options import StockOptions
 
@@ -418,51 +413,8 @@ def _newton(scenario: Scenario) -> QuasiNewton | None:
     )
 
 
-@lru_cache(maxsize=1)
-def _app_of(path: str, overrides: str) -> LocalApp:
-    """Return the application of a scenario, one per process."""
-    scenario = Scenario.load(path, overrides_of(overrides))
-    federation = Federation.build(scenario.data, scenario.partition, scenario.seed, data_root())
-    torch.set_num_threads(scenario.engine.threads_per_worker)
-    return alone(scenario, federation)
-
-
 def alone(scenario: Scenario, federation: Federation) -> LocalApp:
     """Return the application where every client is a process of its own, as Flower runs it: there is no block."""
     if scenario.client.cohort == "auto":
         scenario = scenario.model_copy(update={"client": scenario.client.model_copy(update={"cohort": "each"})})
     return LocalApp(scenario, federation, "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
-
-
-app = ClientApp()
-
-
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train the client this node stands for."""
-    return _answer("train", message, context)
-
-
-@app.query(LOSSES.partition(".")[2])
-def losses(message: Message, context: Context) -> Message:
-    """Answer with the training loss of the client this node stands for."""
-    return _answer(LOSSES, message, context)
-
-
-@app.evaluate()
-def evaluate_client(message: Message, context: Context) -> Message:
-    """Evaluate on the client this node stands for."""
-    return _answer("evaluate", message, context)
-
-
-def _answer(kind: str, message: Message, context: Context) -> Message:
-    local = _app_of(str(context.run_config["scenario"]), str(context.run_config["overrides"]))
-    client = int(context.node_config["partition-id"])
-    desk = ArrayDesk(1)
-    block, kept = local.run(kind, message.content, [[client]], [unpack_state(context.state)], desk)
-    block = desk.signed(block)
-    if block.errors:
-        raise RuntimeError(block.errors[0])
-    if local.stateful and kind == "train":
-        context.state = pack_state(kept[0])
-    return Message(block.content(0), reply_to=message)

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import clients.app
+import clients.client_app
 from clients.app import LocalApp
 from fedsim import seeds
 from fedsim.engine.base import BlockGrid
@@ -213,7 +213,7 @@ class TestFlowersClientApp:
     def test_it_gives_the_bits_of_the_grid(self, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
         study = Study(strategy)
         local = LocalApp(study.scenario, federation())
-        monkeypatch.setattr(clients.app, "_app_of", lambda *_: local)
+        monkeypatch.setattr(clients.client_app, "_app_of", lambda *_: local)
         run_config: Any = {"scenario": "", "overrides": ""}
         contexts = [
             Context(1, k + 1, {"partition-id": k}, RecordDict(), cast(Any, run_config)) for k in range(NUM_CLIENTS)
@@ -221,7 +221,11 @@ class TestFlowersClientApp:
 
         def ask(message: Message) -> Message:
             give_id(message)
-            handle = clients.app.train if message.metadata.message_type == "train" else clients.app.evaluate_client
+            handle = (
+                clients.client_app.train
+                if message.metadata.message_type == "train"
+                else clients.client_app.evaluate_client
+            )
             return handle(message, contexts[message.metadata.dst_node_id - 1])
 
         for _ in range(4):
