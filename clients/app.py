@@ -202,7 +202,16 @@ class LocalApp:
         answer = fit_stacked if self._stacked else fit_each
         for unit in units:
             rows = range(end, end := end + len(unit))
-            block = [here.client(self.scenario.seed, request.server_round, clients[r], states[r]) for r in rows]
+            block = [
+                here.client(
+                    self.scenario.seed,
+                    request.server_round,
+                    clients[r],
+                    states[r],
+                    request.shares.get(clients[r], 1.0),
+                )
+                for r in rows
+            ]
             for row, fit in zip(rows, self._blockwise(answer, here, theta, work, block), strict=True):
                 fault = fit if isinstance(fit, Exception) else self._fault(fit)
                 if fault is not None or isinstance(fit, Exception):

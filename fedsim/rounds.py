@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.averages import Average
 from fedsim.errors import RoundError
 from fedsim.parameters import Layout
+from fedsim.system.plan import Plan
 from fedsim.wire import EXAMPLES, Answer, pack_arrays, read, unpack_arrays
 
 Measured = Mapping[str, float | list[float]]
@@ -41,6 +42,7 @@ class Round:
         failures: Clients left out of the aggregation or the evaluation, with the cause.
         central: Metrics on the common test set.
         seconds: Phase -> seconds: train, aggregate, evaluate, total.
+        system: What became of the round on the virtual clock, where there is one.
     """
 
     number: int
@@ -53,6 +55,7 @@ class Round:
     failures: tuple[Answer, ...] = ()
     central: Measured = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    system: Plan | None = None
 
 
 class Callback(Protocol):
@@ -140,6 +143,7 @@ class _Loop:
             failures=(*(last.failures if last else ()), *(a for a in answers if a.error is not None)),
             central=central,
             seconds=clock.seconds(),
+            system=getattr(last, "system", None),
         )
 
     def _train(self, number: int, arrays: ArrayRecord, clock: _Clock) -> tuple[list[Message], ArrayRecord]:
@@ -166,7 +170,8 @@ class _Loop:
         return replies
 
     def _send(self, messages: Iterable[Message]) -> list[Message]:
-        return list(self._grid.send_and_receive(list(messages), timeout=self._timeout))
+        sent = list(messages)
+        return list(self._grid.send_and_receive(sent, timeout=self._timeout)) if sent else []
 
 
 class _Clock:

@@ -36,6 +36,7 @@ from fedsim.federation import Federation
 from fedsim.metrics import SUMS, Task, given, measured
 from fedsim.rounds import Round
 from fedsim.scenario import Scenario
+from fedsim.system.plan import Plan, totals
 from fedsim.wire import Answer, unpack_arrays
 
 PACKAGES = ("fedsim", "flwr", "flwr-datasets", "ray", "torch", "torchvision", "numpy", "pandas", "scipy")
@@ -180,6 +181,8 @@ class RunFolder:
                     table.setdefault(name, no_list.copy())[answer.client] = vector.tolist()
         for client, weight in finished.weights.items():
             table["weight"][client] = weight
+        if self._scenario.system is not None:
+            table |= (finished.system or Plan()).columns(count)
         return table
 
     def _known(self, answers: Sequence[Answer]) -> list[Answer]:
@@ -212,6 +215,8 @@ class RunFolder:
             **{f"central_{name}": value for name, value in finished.central.items()},
             **finished.info,
         }
+        if self._scenario.system is not None:
+            row |= (finished.system or Plan()).row()
         if finished.evaluated:
             row |= {f"pooled_{name}": value for name, value in self._pooled(finished.evaluated).items()}
             accuracy = _measures(table["test_accuracy"], table["test_examples"], higher_is_better=True)
@@ -250,6 +255,7 @@ class RunFolder:
             "fairness": fairness,
             "central": self._last("central_") or None,
             **(asked if self._scenario.evaluation.metrics else {}),
+            **({"system": totals(self._rounds)} if self._scenario.system is not None else {}),
             "seconds": {**self._seconds, "total": time.perf_counter() - self._began},
         }
 
