@@ -254,7 +254,7 @@ class System:
         stop = min(course.finish, course.gone, end)
         lost = None
         if not counted:
-            lost = course.why if course.gone < min(course.finish, end) else LATE
+            lost = course.why if course.gone < course.finish and course.gone <= end else LATE
         return Part(
             course.client,
             stop,
@@ -293,4 +293,4 @@ def _progress(now: float, start: float, end: float) -> float:
     """Return which share of something that lasts from start to end is done."""
     if now >= end:
         return 1.0
-    return max(0.0, (now - start) / (end - start))
+    return (now - start) / (end - start) if now > start else 0.0
