@@ -49,7 +49,7 @@ def accuracy_against_cost(run: RunFolder) -> Figure:
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         plain_numbers(axes.xaxis)
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=-0.02 * max(float(x.max()), 1e-12))
     left.set_ylabel("test accuracy (%)")
     left.set_ylim(0, 102)
     drawing.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)

@@ -219,7 +219,7 @@ def test_the_cases_above_are_of_every_kind() -> None:
 
 
 def test_a_round_by_hand() -> None:
-    """1000 numbers at 8 kbit/s take 4 s down and 4 s up; 20 examples twice at 10 a second take 4 s; half a second."""
+    """1000 numbers at 8 kbit/s take 4 s each way, 20 examples twice at 10 a second 4 s; and half a second."""
     rate = Constant(value=0.008)
     settings = SystemSettings(speed=Constant(value=10.0), bandwidth_down=rate, bandwidth_up=rate, latency_s=0.5)
     system = System(settings, Crowd(0, 3), Demand(np.array([20, 40, 10]), 8, 2))
@@ -350,18 +350,18 @@ class Wrong(Availability):
 
     what: str
 
-    def remaining(self, moment: Moment) -> Floats:
+    def remaining(self, moment: Moment) -> Floats:  # noqa: ARG002
         wrong = {"short": np.ones(2), "nan": np.full(NUM_CLIENTS, np.nan)}
         return wrong.get(self.what, np.zeros(NUM_CLIENTS))
 
-    def wait(self, moment: Moment) -> float:
+    def wait(self, moment: Moment) -> float:  # noqa: ARG002
         return 0.0 if self.what == "now" else math.inf
 
 
 class Lazy(PartialWork):
     """Takes no step."""
 
-    def steps(self, job: Any) -> int:
+    def steps(self, job: Any) -> int:  # noqa: ARG002
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Whole runs with a table [system]: every rule, what is recorded, the same bits on any engine, and rounds of nobody."""
+"""Whole runs with a table [system]: every rule, what is recorded, the same bits anywhere, rounds of nobody."""
 
 from __future__ import annotations
 
@@ -339,7 +339,12 @@ def test_a_node_that_does_not_say_who_it_is_stops_the_run(federation: Federation
     strategy, local = strategy_of(scenario, federation), LocalGrid(LocalApp(scenario, federation))
 
     class Silent(Renamed):
-        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        def send_and_receive(
+            self,
+            messages: Iterable[Message],  # noqa: ARG002
+            *,
+            timeout: float | None = None,  # noqa: ARG002
+        ) -> list[Message]:
             return []
 
     strategy.remember(start(scenario, federation))
