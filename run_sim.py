@@ -46,12 +46,15 @@ def run(
     changes: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder (default: a new one under runs/).")] = None,
     data: DataOption = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say at the end where the time went and how busy each worker was.")
+    ] = False,
 ) -> None:
     """Run a scenario and leave a run folder with every number and a report."""
     from fedsim.simulation import simulate
 
     _set_data(data)
-    folder = simulate(scenario, changes or [], out)
+    folder = simulate(scenario, changes or [], out, profile=profile)
     typer.echo(f"report: {folder / 'report.html'}")
     typer.echo(folder)
 

@@ -113,7 +113,7 @@ class Plan:
         """
         names = ("seconds", "bytes_down", "bytes_up", "work")
         columns: dict[str, NDArray[Any]] = {name: np.full(len(place), np.nan) for name in names}
-        lost = np.full(len(place), None, dtype=WORDS)
+        lost: NDArray[Any] = np.full(len(place), None, dtype=WORDS)
         for part in self.parts:
             row = place[part.client]
             for name in names:
