@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The command line of fedsim: run, report, check, list.
+"""The command line of fedsim: run, resume, report, check, list.
 
 python run_sim.py run scenarios/quickstart.toml --set strategy.name=fedavg --set seed=1
 """
@@ -52,6 +52,21 @@ def run(
 
     _set_data(data)
     folder = simulate(scenario, changes or [], out)
+    typer.echo(f"report: {folder / 'report.html'}")
+    typer.echo(folder)
+
+
+@cli.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    changes: SetOption = None,
+    data: DataOption = None,
+) -> None:
+    """Go on with a run that was killed, interrupted or stopped by a failure."""
+    from fedsim.simulation import resume as go_on
+
+    _set_data(data)
+    go_on(folder, changes or [])
     typer.echo(f"report: {folder / 'report.html'}")
     typer.echo(folder)
 

@@ -134,12 +134,13 @@ class Scenario(BaseModel):
         return tomli_w.dumps(self.table())
 
     def digest(self) -> str:
-        """Return a hash of what determines the results: all but the name, description, backend and workers.
+        """Return a hash of what determines the results: all but names, places of work and checkpoints.
 
         Files that it names (initial weights, a teacher's) enter by their path, not by what is in them.
         """
         table = {k: v for k, v in self.table().items() if k not in ("name", "description")}
-        table["engine"] = {k: v for k, v in table["engine"].items() if k not in ("backend", "workers")}
+        bitless = ("backend", "address", "workers", "memory_per_worker_mb", "checkpoint_every")
+        table["engine"] = {k: v for k, v in table["engine"].items() if k not in bitless}
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
     @property

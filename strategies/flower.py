@@ -121,7 +121,7 @@ class RuleStrategy(SeededStrategy):
         self.memory = memory
         self.last = replace(_aggregation(cohort, replace(direction, info=info), failures), system=self.outcome())
         numbers = {name: value for name, value in info.items() if isinstance(value, float)}
-        return pack_arrays(layout.split(stepped)), MetricRecord(dict(numbers))
+        return self.packed(layout, stepped), MetricRecord(dict(numbers))
 
     def _step(self, server_round: int, lr: float, direction: Direction) -> NDArray[np.float32]:
         stepped = self._stepped(lr, direction)

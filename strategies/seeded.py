@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedsim import seeds
+from fedsim.engine.flower import to_nodes
 from fedsim.errors import ClientError, RoundError
 from fedsim.parameters import Layout
 from fedsim.system.model import System
@@ -31,6 +32,7 @@ from fedsim.wire import (
     pack_request,
     read,
     read_update,
+    sound_rows,
     unpack_arrays,
     with_shares,
 )
@@ -96,6 +98,7 @@ class SeededStrategy(Strategy):
         self.last = Aggregation()
         self._needs, self._wants = tuple(needs), tuple(wants)
         self._sent: tuple[Layout, NDArray[np.float32]] | None = None
+        self._last_packed: dict[tuple[object, ...], tuple[Layout, NDArray[np.float32]]] = {}
         self._num_nodes = 0
         self._client_of: dict[int, int] = {}
 
@@ -141,10 +144,15 @@ class SeededStrategy(Strategy):
 
     def remember(self, arrays: ArrayRecord) -> tuple[Layout, NDArray[np.float32]]:
         """Keep the weights a round starts from, against which its replies are read."""
-        named = unpack_arrays(arrays)
-        layout = Layout.of(named)
-        self._sent = (layout, layout.join(named))
+        self._sent = self._last_packed.pop(_bits(arrays), None) or _flat(arrays)
+        self._last_packed.clear()
         return self._sent
+
+    def packed(self, layout: Layout, theta: NDArray[np.float32]) -> ArrayRecord:
+        """Return weights as a record; the next round, which mostly starts from it, need not read it again."""
+        arrays = pack_arrays(layout.split(theta))
+        self._last_packed = {_bits(arrays): (layout, theta)}
+        return arrays
 
     def sent(self) -> tuple[Layout, NDArray[np.float32]]:
         """Return what the round started from."""
@@ -184,14 +192,15 @@ class SeededStrategy(Strategy):
 
         Both come by client, so that a sum has one order whatever order a grid answers in.
         """
-        theta, layout = self.sent()[1], self.sent()[0]
+        layout, theta = self.sent()
         good: list[Message] = []
         answers: list[Answer] = []
         failures: list[Answer] = []
         pairs = [(read(reply), reply) for reply in replies]
         pairs.sort(key=lambda pair: (pair[0].client, pair[0].node or 0))
-        for answer, reply in pairs:
-            problem = answer.error or self._problem(answer, reply, theta, layout)
+        sound = sound_rows([reply for _, reply in pairs], (EXAMPLES, *self._needs), self._wants, len(theta))
+        for (answer, reply), is_sound in zip(pairs, sound, strict=True):
+            problem = None if is_sound else answer.error or self._problem(answer, reply, theta, layout)
             if problem is None:
                 good.append(reply)
                 answers.append(answer)
@@ -281,4 +290,28 @@ class SeededStrategy(Strategy):
 
 def messages(content: RecordDict, nodes: Sequence[int], kind: str) -> list[Message]:
     """Return one message to each node; they share their content, so that it travels once."""
-    return [Message(content, dst_node_id=node, message_type=kind) for node in nodes]
+    return to_nodes(content, nodes, kind)
+
+
+def _flat(arrays: ArrayRecord) -> tuple[Layout, NDArray[np.float32]]:
+    named = unpack_arrays(arrays)
+    layout = Layout.of(named)
+    return layout, layout.join(named)
+
+
+def _bits(arrays: ArrayRecord) -> tuple[object, ...]:
+    """Return what a record holds, to see whether it still does: names, and the very bytes, which never change."""
+    return tuple((name, array.dtype, tuple(array.shape), Bytes(array.data)) for name, array in arrays.items())
+
+
+class Bytes:
+    """Bytes that equal themselves alone, so that comparing costs nothing; they stay alive with this."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bytes) and other._data is self._data
+
+    def __hash__(self) -> int:
+        return id(self._data)

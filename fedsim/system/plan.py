@@ -102,15 +102,20 @@ class Plan:
             "num_late": self.lost(LATE),
         }
 
-    def columns(self, num_clients: int) -> dict[str, NDArray[Any]]:
-        """Return the columns of clients.parquet, [K] each: NaN or None for clients that were not asked."""
+    def columns(self, place: Mapping[int, int]) -> dict[str, NDArray[Any]]:
+        """Return the columns of clients.parquet: NaN or None for clients that were not asked.
+
+        Args:
+            place: Client -> its row; every client asked has one.
+        """
         names = ("seconds", "bytes_down", "bytes_up", "work")
-        columns: dict[str, NDArray[Any]] = {name: np.full(num_clients, np.nan) for name in names}
-        lost = np.full(num_clients, None)
+        columns: dict[str, NDArray[Any]] = {name: np.full(len(place), np.nan) for name in names}
+        lost = np.full(len(place), None)
         for part in self.parts:
+            row = place[part.client]
             for name in names:
-                columns[name][part.client] = getattr(part, name)
-            lost[part.client] = part.lost
+                columns[name][row] = getattr(part, name)
+            lost[row] = part.lost
         return {"system_seconds": columns.pop("seconds"), **columns, "lost": lost}
 
 
