@@ -140,7 +140,7 @@ class SeededStrategy(Strategy):
             return None
         layout, theta = self.sent()
         self.last = Aggregation(system=self.outcome())
-        return pack_arrays(layout.split(theta)), None
+        return self.packed(layout, theta), None
 
     def remember(self, arrays: ArrayRecord) -> tuple[Layout, NDArray[np.float32]]:
         """Keep the weights a round starts from, against which its replies are read."""
