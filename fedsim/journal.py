@@ -66,8 +66,8 @@ class Journal:
 
         Args:
             note: What is said once a round; plain data.
-            columns: Name -> values of the round's rows; lists of numbers, or None, where the dtype is object; words,
-                "" for none, where it is one of strings.
+            columns: Name -> values of the round's rows; lists of numbers, or None, where the dtype is object;
+                words, "" for none, where it is one of strings.
         """
         arrays = {name: _array(values) for name, values in columns.items()}
         schema = pa.schema([(name, array.type) for name, array in arrays.items()])

