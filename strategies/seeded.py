@@ -128,6 +128,10 @@ class SeededStrategy(Strategy):
         plan = self.system.begin(server_round, [clients[place] for place in order], count, size + extra, size)
         return sorted(node_of[client] for client in plan.counted)
 
+    def clients(self, nodes: Sequence[int]) -> list[int]:
+        """Return which clients nodes stand for that `draw` has seen, where there is a system."""
+        return [self._client_of[node] for node in nodes]
+
     def request(self, config: ConfigRecord) -> ConfigRecord:
         """Return the config of this round's requests: who takes only a share of its local steps."""
         return config if self.system is None else with_shares(config, self.system.plan.shares)
@@ -142,7 +146,7 @@ class SeededStrategy(Strategy):
             return None
         layout, theta = self.sent()
         self.last = Aggregation(system=self.outcome())
-        return pack_arrays(layout.split(theta)), None
+        return self.packed(layout, theta), None
 
     def remember(self, arrays: ArrayRecord) -> tuple[Layout, NDArray[np.float32]]:
         """Keep the weights a round starts from, against which its replies are read."""
