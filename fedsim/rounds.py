@@ -146,6 +146,7 @@ class _Loop:
     ) -> None:
         self._strategy, self._grid, self._central, self._timeout = strategy, grid, central, timeout
         self._average = average
+        self._remembers = True
 
     def round(self, number: int, arrays: ArrayRecord, *, evaluates: bool, keeps: bool) -> Round:
         """Train (not in round 0) and evaluate (when due)."""
@@ -177,19 +178,19 @@ class _Loop:
 
     def _kept(self) -> Kept | None:
         """Return the present state of everything; memories are replaced from round to round, never edited."""
-        states = getattr(self._grid, "states", None)
-        system = getattr(self._strategy, "system", None)
-        try:
-            memory = getattr(self._strategy, "memory", None)
-        except TypeError as error:  # a strategy of somebody else's that keeps more than plain data
-            memory = None
-            log.warning("no checkpoint: %s", error)
-        if memory is None:
+        if not self._remembers:
             return None
+        try:
+            memory = self._strategy.memory  # type: ignore[attr-defined] # ours have it, others may
+        except (AttributeError, TypeError) as error:
+            self._remembers = False
+            log.warning("no checkpoints: what the strategy remembers is not known as plain data: %s", error)
+            return None
+        states = getattr(self._grid, "states", None)
         return Kept(
             strategy=memory,
             average=self._average.state() if self._average is not None else {},
-            system=getattr(system, "memory", None),
+            system=getattr(getattr(self._strategy, "system", None), "memory", None),
             clients=states.index() if states is not None else None,
         )
 

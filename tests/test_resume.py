@@ -314,6 +314,22 @@ class TestRefusals:
         shutil.rmtree(stopped / "checkpoint")
         self.refused(stopped, "no checkpoint to go on from, the version that wrote it made none")
 
+    def test_a_strategy_without_plain_memory(self, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The run goes on, and what it left is not begun anew without a word."""
+
+        def memory(strategy: Any) -> Any:
+            raise TypeError("trees: bytes is no plain data")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("strategies.stock.StockStrategy.memory", property(memory))
+            stopped = runner.stopped(3, "strategy.name=flwr:FedAvg")
+        assert not state_file(stopped).exists()
+        assert (stopped / "log.txt").read_text().count("no checkpoints: ") == 1
+        assert "trees: bytes is no plain data" in (stopped / "log.txt").read_text()
+        self.refused(
+            stopped, "no checkpoint to go on from, its strategy allows none, log.txt says why; begin again"
+        )
+
     @pytest.mark.parametrize("number", [0, 3])
     def test_another_scenario_by_set(self, number: int, runner: Runner) -> None:
         stopped = runner.stopped(number)
