@@ -96,8 +96,9 @@ def list_(
     family: Annotated[
         str | None,
         typer.Argument(
-            help="strategies, datasets, partitions, models, hooks, metrics or scenarios; one of them by name; or "
-            "a table: client, server, engine, evaluation."
+            help="strategies, datasets, partitions, models, hooks, metrics, availability, rates, "
+            "partial_work or scenarios; one of them by name; or a table: client, server, engine, evaluation, "
+            "system."
         ),
     ] = None,
 ) -> None:

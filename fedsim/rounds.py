@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.averages import Average
 from fedsim.errors import RoundError
 from fedsim.parameters import Layout
+from fedsim.system.plan import Plan
 from fedsim.wire import EXAMPLES, Answer, pack_arrays, read, unpack_arrays
 
 Measured = Mapping[str, float | list[float]]
@@ -62,6 +63,7 @@ class Round:
         central: Metrics on the common test set.
         seconds: Phase -> seconds: train, aggregate, evaluate, total.
         kept: What a checkpoint needs beside the model; None where none is due or possible.
+        system: What became of the round on the virtual clock, where there is one.
     """
 
     number: int
@@ -75,6 +77,7 @@ class Round:
     central: Measured = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     kept: Kept | None = None
+    system: Plan | None = None
 
 
 class Callback(Protocol):
@@ -173,6 +176,7 @@ class _Loop:
             failures=(*(last.failures if last else ()), *(a for a in answers if a.error is not None)),
             central=central,
             seconds=clock.seconds(),
+            system=getattr(last, "system", None),
             kept=kept,
         )
 
@@ -218,7 +222,8 @@ class _Loop:
         return replies
 
     def _send(self, messages: Iterable[Message]) -> list[Message]:
-        return list(self._grid.send_and_receive(list(messages), timeout=self._timeout))
+        sent = list(messages)
+        return list(self._grid.send_and_receive(sent, timeout=self._timeout)) if sent else []
 
 
 class _Clock:

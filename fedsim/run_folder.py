@@ -35,6 +35,7 @@ from fedsim.journal import Journal, column_of
 from fedsim.metrics import SUMS, Task, given, measured
 from fedsim.rounds import Round
 from fedsim.scenario import Scenario
+from fedsim.system.plan import Plan, totals
 from fedsim.wire import Answer, unpack_arrays
 
 CHECKPOINT, STATE, JOURNAL = "checkpoint", "state.safetensors", "rounds.journal"
@@ -217,7 +218,8 @@ class RunFolder:
         if self._federation.num_clients <= EVERY_CLIENT:
             return np.arange(self._federation.num_clients)
         answers = self._known((*finished.trained, *finished.evaluated, *finished.failures))
-        return np.array(sorted({answer.client for answer in answers}), dtype=np.int64)
+        asked = {part.client for part in finished.system.parts} if finished.system is not None else set()
+        return np.array(sorted(asked | {answer.client for answer in answers}), dtype=np.int64)
 
     def _client_rows(self, finished: Round) -> dict[str, NDArray[Any]]:
         clients = self._reported(finished)
@@ -258,6 +260,8 @@ class RunFolder:
         for client, weight in finished.weights.items():
             if client in place:  # not a node that never said which client it is
                 table["weight"][place[client]] = weight
+        if self._scenario.system is not None:
+            table |= (finished.system or Plan()).columns(place)
         return table
 
     def _known(self, answers: Sequence[Answer]) -> list[Answer]:
@@ -290,6 +294,8 @@ class RunFolder:
             **{f"central_{name}": value for name, value in finished.central.items()},
             **finished.info,
         }
+        if self._scenario.system is not None:
+            row |= (finished.system or Plan()).row()
         if finished.evaluated:
             row |= {f"pooled_{name}": value for name, value in self._pooled(finished.evaluated).items()}
             accuracy = _measures(table["test_accuracy"], table["test_examples"], higher_is_better=True)
@@ -325,6 +331,7 @@ class RunFolder:
             "fairness": fairness,
             "central": self._last("central_") or None,
             **(asked if self._scenario.evaluation.metrics else {}),
+            **({"system": totals(self._rounds)} if self._scenario.system is not None else {}),
             "seconds": self._clock(),
         }
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -33,6 +34,8 @@ from fedsim.resume import Checkpoints, Saved, hashes_of
 from fedsim.rounds import Callback, CentralEvaluation, Round, run_rounds
 from fedsim.run_folder import RunFolder, default_folder, refuse_used
 from fedsim.scenario import Scenario, overrides_of
+from fedsim.system.crowd import Crowd
+from fedsim.system.model import Demand, System
 from fedsim.wire import pack_arrays, unpack_arrays
 from strategies.flower import RuleStrategy
 from strategies.stock import StockStrategy
@@ -148,11 +151,39 @@ def build_federation(scenario: Scenario) -> Federation:
     ]
     if groupless:
         raise ScenarioError(scenario.name, groupless)
+    system_of(scenario, federation)  # a trace that cannot be used fails before workers start
     return federation
 
 
-def strategy_of(scenario: Scenario, *, min_available_nodes: int = 1) -> RuleStrategy | StockStrategy:
-    """Return the Flower strategy a scenario asks for."""
+def system_of(scenario: Scenario, federation: Federation) -> System | None:
+    """Return what the clients' devices do, where the scenario has a table [system].
+
+    Raises:
+        DataError: A trace cannot be used; says why.
+    """
+    if scenario.system is None:
+        return None
+    client, method = scenario.client, scenario.strategy.local()
+    demand = Demand(
+        np.asarray(federation.train_sizes),
+        client.batch_size,
+        client.local_epochs,
+        0 if method is None else method.beside_epochs(client.local_epochs),
+    )
+    return System(scenario.system, Crowd(scenario.seed, federation.num_clients, data_root()), demand)
+
+
+def strategy_of(
+    scenario: Scenario, federation: Federation | None = None, *, min_available_nodes: int = 1
+) -> RuleStrategy | StockStrategy:
+    """Return the Flower strategy a scenario asks for.
+
+    Args:
+        scenario: The experiment.
+        federation: Who owns what; a scenario with a table [system] needs it.
+        min_available_nodes: Nodes to wait for before a round starts.
+    """
+    assert scenario.system is None or federation is not None, "a system model needs to know the clients' data"
     settings: dict[str, Any] = {
         "server_lr": scenario.server.lr,
         "server_lr_decay": scenario.server.lr_decay,
@@ -160,6 +191,7 @@ def strategy_of(scenario: Scenario, *, min_available_nodes: int = 1) -> RuleStra
         "min_available_nodes": min_available_nodes,
         "seed": scenario.seed,
         "max_failures": scenario.engine.max_failures,
+        "system": None if federation is None else system_of(scenario, federation),
     }
     if isinstance(scenario.strategy, StockOptions):
         return StockStrategy(scenario.strategy, **settings)
@@ -174,7 +206,7 @@ def _rounds(
     callbacks: Sequence[Callback],
     saved: Saved | None,
 ) -> None:
-    strategy = strategy_of(scenario, min_available_nodes=federation.num_clients)
+    strategy = strategy_of(scenario, federation, min_available_nodes=federation.num_clients)
     average = Average.of(
         scenario.server.average,
         scenario.server.clients_per_round or federation.num_clients,
