@@ -89,7 +89,9 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         ("total", seconds["total"]),
     ]
     for name, value in rows:
-        phases.add_row(name, f"{value:.2f}", f"{1000 * value / rounds:.1f}", f"{100 * value / seconds['total']:.0f}")
+        phases.add_row(
+            name, f"{value:.2f}", f"{1000 * value / rounds:.1f}", f"{100 * value / seconds['total']:.0f}"
+        )
     workers = Table(title="how busy each worker was", title_justify="left")
     for title in ("worker", "node", "process", "busy s", "busy %", "transfer s", "answers", "restarts"):
         workers.add_column(title, justify="left" if title in ("worker", "node") else "right")
