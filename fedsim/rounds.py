@@ -153,6 +153,7 @@ class _Loop:
         # grid can be given work without waiting, workers train while that is done.
         self._ahead = getattr(strategy, "begins_ahead", False) and hasattr(grid, "submit")
         self._begun: Callable[[], list[Message]] | None = None
+        self._remembers = True
 
     def round(self, number: int, arrays: ArrayRecord, *, evaluates: bool, keeps: bool, last: bool) -> Round:
         """Train (not in round 0), evaluate (when due), and set the next round going (unless this is the last)."""
@@ -190,19 +191,19 @@ class _Loop:
 
     def _kept(self) -> Kept | None:
         """Return the present state of everything; memories are replaced from round to round, never edited."""
-        states = getattr(self._grid, "states", None)
-        system = getattr(self._strategy, "system", None)
-        try:
-            memory = getattr(self._strategy, "memory", None)
-        except TypeError as error:  # a strategy of somebody else's that keeps more than plain data
-            memory = None
-            log.warning("no checkpoint: %s", error)
-        if memory is None:
+        if not self._remembers:
             return None
+        try:
+            memory = self._strategy.memory  # type: ignore[attr-defined] # ours have it, others may
+        except (AttributeError, TypeError) as error:
+            self._remembers = False
+            log.warning("no checkpoints: what the strategy remembers is not known as plain data: %s", error)
+            return None
+        states = getattr(self._grid, "states", None)
         return Kept(
             strategy=memory,
             average=self._average.state() if self._average is not None else {},
-            system=getattr(system, "memory", None),
+            system=getattr(getattr(self._strategy, "system", None), "memory", None),
             clients=states.index() if states is not None else None,
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -117,14 +118,22 @@ def _is_finished(folder: Path) -> bool:
         return False
     if _status(folder) == "finished":
         return True
-    begun = (folder / CHECKPOINT).is_dir()
-    if begun and Scenario.load(folder / "scenario.toml").engine.checkpoint_every > 0:
+    if not (folder / CHECKPOINT).is_dir():
+        reason = "the version that wrote it made none"
+    elif Scenario.load(folder / "scenario.toml").engine.checkpoint_every == 0:
+        reason = "it was run with engine.checkpoint_every = 0"
+    elif _num_rows(folder / "rounds.parquet") > 1:  # round 0 ends with a checkpoint
+        reason = "its strategy allows none, log.txt says why"
+    else:
         return False
-    reason = "it was run with engine.checkpoint_every = 0" if begun else "the version that wrote it made none"
     raise DataError(
         f"{folder}: holds no checkpoint to go on from, {reason}; begin again with: python run_sim.py run "
         f"{folder / 'scenario.toml'}"
     )
+
+
+def _num_rows(table: Path) -> int:
+    return int(pq.ParquetFile(table).metadata.num_rows) if table.is_file() else 0
 
 
 def _status(folder: Path) -> str:

@@ -269,3 +269,38 @@ def test_the_callers_thread_count_is_put_back(grid: LocalGrid) -> None:
     before = torch.get_num_threads()
     run_rounds(RuleStrategy(OurFedAvg()), grid, start(), num_rounds=1)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("every", "kept"), [(0, []), (1, [0, 1, 2, 3, 4, 5]), (3, [0, 3, 5]), (9, [0, 5])])
+def test_what_a_checkpoint_needs_is_handed_over_when_it_is_due(every: int, kept: list[int]) -> None:
+    seen = Recorder()
+    run_rounds(
+        RuleStrategy(OurFedAvg()),
+        LocalGrid(WithLoss(3)),
+        pack_arrays({"w": np.zeros(2, np.float32)}),
+        num_rounds=5,
+        callbacks=[seen],
+        keep_every=every,
+    )
+    assert [finished.number for finished in seen.rounds if finished.kept is not None] == kept
+
+
+def test_a_run_goes_on_after_a_round(grid: LocalGrid) -> None:
+    whole, rest = Recorder(), Recorder()
+    expected = run_rounds(
+        RuleStrategy(OurFedAvg()), grid, start(), num_rounds=4, evaluate_every=3, callbacks=[whole]
+    )
+    found = run_rounds(
+        RuleStrategy(OurFedAvg()),
+        grid,
+        pack_arrays({}),
+        num_rounds=4,
+        evaluate_every=3,
+        callbacks=[rest],
+        after=whole.rounds[1],
+    )
+    assert [finished.number for finished in rest.rounds] == [2, 3, 4]
+    assert [bool(finished.evaluated) for finished in rest.rounds] == [False, True, True]
+    np.testing.assert_array_equal(flat(found), flat(expected))
+    again = run_rounds(RuleStrategy(OurFedAvg()), grid, start(), num_rounds=4, after=whole.rounds[4])
+    np.testing.assert_array_equal(flat(again), flat(expected))
