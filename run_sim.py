@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The command line of fedsim: run, resume, report, check, list.
+"""The command line of fedsim: run, resume, report, check, list, doctor.
 
 python run_sim.py run scenarios/quickstart.toml --set strategy.name=fedavg --set seed=1
 """
@@ -110,6 +110,26 @@ def list_(
 
     for line in lines(family):
         typer.echo(line)
+
+
+@cli.command()
+def doctor(
+    data: DataOption = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also start Ray with one worker, and end it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look for what on this machine would stop a run; exit code 2 if something does."""
+    from fedsim import doctor as examination
+
+    _set_data(data)
+    root = Path(os.environ.get("FEDSIM_DATA") or Path.home() / ".cache" / "fedsim").expanduser()
+    findings = []
+    for finding in examination.examine(root, deep=deep):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(finding.text)
+    typer.echo(examination.as_json(findings) if as_json else examination.summary(findings))
+    raise typer.Exit(examination.exit_code(findings))
 
 
 def _set_data(data: Path | None) -> None:

@@ -18,6 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 __all__ = [
     "LazyReply",
     "Run",
+    "check",
     "empty_run",
     "envelopes",
     "error_reply",
@@ -168,3 +169,26 @@ class LazyReply(Message):
 def error_reply(reason: str, *, reply_to: Message) -> Message:
     """Return a reply that says a client failed."""
     return Message(Error(code=CLIENT_FAILED, reason=reason), reply_to=reply_to)
+
+
+def check() -> None:
+    """Use everything above once, to see that this Flower still has it.
+
+    Raises:
+        Exception: Whatever comes of a Flower that is made otherwise.
+    """
+    set_identity()
+    empty_run()
+    content = RecordDict()
+    sent = to_nodes(content, [3, 4], "train")
+    if envelopes(sent) != [("train", 3, id(content)), ("train", 4, id(content))]:
+        raise RuntimeError("messages to several nodes do not say what they are")
+    message = sent[1]
+    asked = give_id(message)
+    first = LazyReply(lambda _: RecordDict(), reply_to=message, block=None, row=0)
+    other = first.beside(reply_to=message, row=1)
+    for reply in (first, other, error_reply("as asked", reply_to=message)):
+        if reply.metadata.reply_to_message_id != asked:
+            raise RuntimeError("a reply does not name the message it answers")
+    if list(other.content.items()) or other.untouched:
+        raise RuntimeError("the records of a reply are not made at the first look")
