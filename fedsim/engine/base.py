@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedsim.engine import flower
 from fedsim.engine.flower import Run
+from fedsim.engine.records import Records
 from fedsim.errors import EngineError
 from fedsim.wire import Block
 
@@ -43,7 +44,7 @@ class BlockApp(Protocol):
 
     def run(
         self, kind: str, content: RecordDict, units: Sequence[Sequence[int]], states: Sequence[State]
-    ) -> tuple[Block, list[State]]:
+    ) -> tuple[Block | Records, list[State]]:
         """Answer one request for the clients of several units, each with what it kept.
 
         Returns:
@@ -68,12 +69,13 @@ class BlockGrid(Grid):
     @abstractmethod
     def answer(
         self, kind: str, content: RecordDict, clients: Sequence[int], timeout: float | None
-    ) -> Mapping[int, tuple[Block, int] | str]:
+    ) -> Mapping[int, tuple[Block | Records, int] | str]:
         """Return for each client its block and row, or what went wrong."""
 
     def keeps(self, kind: str) -> bool:
         """Say whether clients keep something from answering a request of this kind."""
-        return self._app.stateful and kind.partition(".")[0] == "train"
+        always = getattr(self._app, "keeps_state", None)
+        return self._app.stateful and (kind.partition(".")[0] == "train" or bool(always and always(kind)))
 
     @abstractmethod
     def client_states(self) -> dict[int, State]:
@@ -165,7 +167,7 @@ class BlockGrid(Grid):
         return node - 1
 
 
-def _reply(message: Message, block: Block, row: int, made: dict[int, flower.LazyReply]) -> Message:
+def _reply(message: Message, block: Block | Records, row: int, made: dict[int, flower.LazyReply]) -> Message:
     if row in block.errors:
         return flower.error_reply(block.errors[row], reply_to=message)
     make: Callable[[], RecordDict] = lambda: block.content(row)  # noqa: E731

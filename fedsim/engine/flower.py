@@ -8,19 +8,41 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
-from flwr.app import Error, Message, RecordDict
+from click import ClickException
+from flwr.app import Error, Message, Metadata, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.common.config import flatten_dict, get_project_config, parse_config_args
+from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.serverapp import ServerApp
+from flwr.supercore.date import now
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["LazyReply", "Run", "empty_run", "error_reply", "give_id", "set_identity"]
+__all__ = [
+    "NUM_PARTITIONS_KEY",
+    "PARTITION_ID_KEY",
+    "LazyReply",
+    "Run",
+    "empty_run",
+    "error_reply",
+    "give_id",
+    "set_identity",
+]
 
 RUN_ID = 1
 SERVER_NODE = 1
-CLIENT_FAILED = 1
-"""Flower's error code for an exception in a ClientApp is not public; ours only has to be a number."""
+CLIENT_FAILED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+LOAD_FAILED = ErrorCode.LOAD_CLIENT_APP_EXCEPTION
+UNKNOWN = ErrorCode.UNKNOWN
+NO_ANSWER = ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+"""Of errors that come from a grid rather than from a ClientApp."""
 
 
 def set_identity() -> None:
@@ -99,6 +121,112 @@ class LazyReply(Message):
         self.__dict__["_content"] = value
 
 
+class Fault(str):
+    """What went wrong at a client, with Flower's error code for it.
+
+    Args:
+        reason: In words.
+        code: Flower's.
+    """
+
+    __slots__ = ("code",)
+    code: int
+
+    def __new__(cls, reason: str, code: int = CLIENT_FAILED) -> Fault:
+        made = super().__new__(cls, reason)
+        made.code = code
+        return made
+
+    def __getnewargs__(self) -> tuple[str, int]:
+        return str(self), self.code
+
+
 def error_reply(reason: str, *, reply_to: Message) -> Message:
-    """Return a reply that says a client failed."""
-    return Message(Error(code=CLIENT_FAILED, reason=reason), reply_to=reply_to)
+    """Return a reply that says a client failed, with the code of a `Fault`."""
+    code = reason.code if isinstance(reason, Fault) else NO_ANSWER
+    return Message(Error(code=code, reason=str(reason)), reply_to=reply_to)
+
+
+def described_run(fab_id: str, fab_version: str, overrides: UserConfig) -> Run:
+    """Return the description of a run of a Flower app that no SuperLink knows."""
+    run = Run.create_empty(TaskIdentity.run_id)
+    return replace(run, fab_id=fab_id, fab_version=fab_version, override_config=dict(overrides))
+
+
+def copy_of_run(run: Run) -> Run:
+    """Return a copy, so that who asks for a grid's run cannot change it."""
+    return replace(run)
+
+
+def new_id(message: Message) -> str:
+    """Give a message an id, another one each time it is sent, as a SuperLink does."""
+    message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+    return message.metadata.message_id
+
+
+def same_envelope(message: Message, content: RecordDict) -> Message:
+    """Return a message of the same metadata with another content."""
+    return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
+
+
+def delivered(metadata: Metadata, content: RecordDict) -> Message:
+    """Return a message as a node receives it."""
+    message: Message = Message(content, metadata=metadata)  # type: ignore[call-overload]
+    message.metadata.delivered_at = now().isoformat()
+    return message
+
+
+def to_bytes(records: RecordDict) -> bytes:
+    """Return records in Flower's own serialisation.
+
+    Raises:
+        ValueError: They hold what Flower cannot send.
+    """
+    packed: bytes = recorddict_to_proto(records).SerializeToString()
+    return packed
+
+
+def from_bytes(packed: bytes) -> RecordDict:
+    """Return the records of `to_bytes`."""
+    return recorddict_from_proto(ProtoRecordDict.FromString(packed))
+
+
+def project_of(folder: Path) -> dict[str, Any]:
+    """Read and check the pyproject.toml of a Flower app.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is no TOML, or a field of Flower's is missing or of the wrong type.
+    """
+    return get_project_config(folder)
+
+
+def overrides_of(words: Sequence[str]) -> UserConfig:
+    """Read changes of a run configuration the way `flwr run --run-config` does.
+
+    Args:
+        words: Strings of "key=value" pairs, or one path of a TOML file.
+
+    Raises:
+        ValueError: They cannot be read, or a value is no bool, int, float or string.
+    """
+    try:
+        return cast(UserConfig, parse_config_args(list(words)))
+    except ClickException as error:
+        raise ValueError(error.message) from error
+
+
+def flat(config: Mapping[str, Any]) -> UserConfig:
+    """Join nested keys with dots.
+
+    Raises:
+        ValueError: A value is no bool, int, float or string.
+    """
+    return flatten_dict(dict(config))
+
+
+def is_old_style(app: ClientApp | ServerApp) -> bool:
+    """Say whether an app is made of a client_fn or server_fn rather than of functions for messages."""
+    if isinstance(app, ClientApp):
+        return app._call is not None
+    return app._main is None

@@ -197,7 +197,8 @@ class _Request:
     def merged(self, parts: Sequence[tuple[list[int], Block]], *, late: bool) -> Block:
         """Return one block for all answers, its updates on the board where there is one."""
         rows = self._board.rows(self._note) if self._board is not None and self._note is not None else None
-        block = Block.merged(parts, self._rows, rows)
+        kind = type(parts[0][1]) if parts else Block
+        block = kind.merged(parts, self._rows, rows)
         if self._board is not None:
             if late:
                 self._board.close()
