@@ -207,10 +207,10 @@ class FlowerClients:
         except (Exception, SystemExit) as error:
             return Fault(_reason(error, self._app.folder)), state
         problem = _fault(reply, message)
-        if problem is None and context.run_config != self._app.run_config:
-            problem = "it changed context.run_config, which must stay as it is"
         if problem is not None:
             return Fault(f"{self._app.client}: {problem}", flower.UNKNOWN), state
+        if context.run_config != self._app.run_config:
+            return Fault(flower.config_changed(context.run_id), flower.UNKNOWN), state
         try:
             left = pack_state(context.state)
         except Exception as error:

@@ -147,6 +147,12 @@ def error_reply(reason: str, *, reply_to: Message) -> Message:
     return Message(Error(code=code, reason=str(reason)), reply_to=reply_to)
 
 
+def config_changed(run_id: int) -> str:
+    """Return what Flower's simulation says to a ClientApp that changed its run configuration."""
+    reason = f"The `run_config` field of the `Context` object cannot be modified (run_id: {run_id})."
+    return f"{ValueError}:<'{reason}'>"
+
+
 def described_run(fab_id: str, fab_version: str, overrides: UserConfig) -> Run:
     """Return the description of a run of a Flower app that no SuperLink knows."""
     run = Run.create_empty(TaskIdentity.run_id)

@@ -81,7 +81,7 @@ def query_fn(message: Message, context: Context) -> Message:
             "type": letter.message_type,
             "for-me": letter.dst_node_id == context.node_id,
             "has-id": bool(letter.message_id),
-            "ttl": letter.ttl,
+            "ttl": round(letter.ttl),
             "entered": context.state["lifespan"]["entered"],
         }
     )

@@ -26,11 +26,12 @@ def main(grid: Grid, context: Context) -> None:
     """Run a few rounds and leave what came out."""
     assert context.state["note"]["open"]
     found = {"replies": []}
-    nodes = list(grid.get_node_ids())
-    words = [_message(node, MessageType.QUERY, word=word) for node in nodes for word in ("one", "two")]
+    while len(nodes := list(grid.get_node_ids())) < context.run_config["num-nodes"]:
+        time.sleep(0.1)
     who = {}
-    for reply in _ask(grid, words, found):
-        who[reply.metadata.src_node_id] = reply.content["answer"]["partition-id"]
+    for word in ("one", "two"):  # not both at once: a node that is asked twice at a time may count only once
+        for reply in _ask(grid, [_message(node, MessageType.QUERY, word=word) for node in nodes], found):
+            who[reply.metadata.src_node_id] = reply.content["answer"]["partition-id"]
     nodes.sort(key=who.get)
 
     weights = network(context.run_config["model.hidden"]).state_dict()
@@ -81,7 +82,7 @@ def _ask(grid, messages, found):
     failed = [reply.error.reason for reply in replies if reply.has_error()]
     if failed:
         raise RuntimeError(failed[0])
-    replies.sort(key=_order)
+    replies.sort(key=lambda reply: reply.content["metrics"]["partition-id"])
     for reply in replies:
         metrics, answer = reply.content["metrics"], reply.content.get("answer")
         trail = reply.content["trail"]
@@ -90,14 +91,10 @@ def _ask(grid, messages, found):
                 "type": reply.metadata.message_type,
                 "group": reply.metadata.group_id,
                 "metrics": dict(metrics),
-                "answer": None if answer is None else {k: answer[k] for k in answer if k != "ttl"},
+                "answer": None if answer is None else dict(answer),
                 "mods": list(trail["mods"]),
                 "messages": trail["messages"],
             }
         )
     return replies
 
-
-def _order(reply):
-    answer = reply.content.get("answer")
-    return reply.content["metrics"]["partition-id"], "" if answer is None else answer["echo"]
