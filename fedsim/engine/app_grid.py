@@ -49,6 +49,8 @@ class Tally:
     def lines(self) -> list[str]:
         """Return the summary for a terminal."""
         total = sum(self.answered.values())
+        if not (total or self.failures or self.silent or self.open):
+            return ["no messages were sent"]
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.answered.items()))
         first = f"{total} messages answered in {self.took_s:.1f} s" + (f": {kinds}" if kinds else "")
         if self.open:

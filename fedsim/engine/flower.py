@@ -15,7 +15,6 @@ from typing import Any, cast
 
 from click import ClickException
 from flwr.app import Error, Message, Metadata, RecordDict, UserConfig
-from flwr.clientapp import ClientApp
 from flwr.common.config import flatten_dict, get_project_config, parse_config_args
 from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -231,8 +230,6 @@ def flat(config: Mapping[str, Any]) -> UserConfig:
     return flatten_dict(dict(config))
 
 
-def is_old_style(app: ClientApp | ServerApp) -> bool:
-    """Say whether an app is made of a client_fn or server_fn rather than of functions for messages."""
-    if isinstance(app, ClientApp):
-        return app._call is not None
+def is_old_style(app: ServerApp) -> bool:
+    """Say whether a ServerApp has no main function: Flower's older Server then asks each node from a thread."""
     return app._main is None
