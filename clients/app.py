@@ -1,4 +1,4 @@
-"""The Flower ClientApp: unpack, train or evaluate, pack. Stock Flower hands it one message, our grid a block."""
+"""Answers for any client of a federation: unpack, train or evaluate, pack. Our grids hand it a block of clients."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from clients import trial
@@ -28,14 +26,23 @@ from clients.training import (
     losses_stacked,
     shapes_of,
 )
-from fedsim.datasets import Split, data_root
+from fedsim.datasets import Split
+from fedsim.engine.task import Desk
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
 from fedsim.metrics import SUMS
 from fedsim.models._check import build_model
 from fedsim.parameters import FlatNetwork
-from fedsim.scenario import Scenario, overrides_of
-from fedsim.wire import CLIENT, EXAMPLES, LOSSES, Block, Request, pack_state, unpack_request, unpack_state
+from fedsim.scenario import Scenario
+from fedsim.wire import (
+    CLIENT,
+    EXAMPLES,
+    LOSSES,
+    Block,
+    Request,
+    num_weights,
+    unpack_request,
+)
 from strategies.stock_options import StockOptions
 
 GROUP_EXAMPLES = 2048
@@ -148,6 +155,14 @@ class LocalApp:
         blocks = np.array_split(np.asarray(by_size), math.ceil(len(by_size) / most))
         return [block.tolist() for block in blocks]
 
+    def keeps_state(self, kind: str) -> bool:
+        """Say whether clients keep something from answering a kind of request."""
+        return self.stateful and _action(kind) == "train"
+
+    def width(self, kind: str, content: RecordDict) -> int:
+        """Return how many numbers an update has, D; 0 where none is asked for."""
+        return num_weights(content) if _action(kind) == "train" else 0
+
     def cost(self, kind: str, client: int) -> float:
         """Return the number of examples a client goes through, plus a constant for turning to it."""
         if _action(kind) == "evaluate":
@@ -160,9 +175,14 @@ class LocalApp:
         return 20.0 + float(self._federation.train_sizes[client]) * (epochs + 1)
 
     def run(
-        self, kind: str, content: RecordDict, units: Sequence[Sequence[int]], states: Sequence[State]
+        self,
+        kind: str,
+        content: RecordDict,
+        units: Sequence[Sequence[int]],
+        states: Sequence[State],
+        desk: Desk,
     ) -> tuple[Block, list[State]]:
-        """Train or evaluate clients at the weights of one request.
+        """Train or evaluate clients at the weights of one request; updates go to the desk's rows.
 
         A client that raises is an error in the block; the others go on.
         """
@@ -171,13 +191,13 @@ class LocalApp:
         here = self._here()
         theta = torch.from_numpy(request.theta).to(here.device)
         if kind == LOSSES:
-            return self._losses(here, request, theta, units), [{} for _ in clients]
+            return self._losses(here, request, theta, units, desk), [{} for _ in clients]
         if _action(kind) == "evaluate":
-            block = self._evaluate(here, theta, clients)
+            block = self._evaluate(here, theta, clients, desk)
             if self._method is not None and self._method.personal:
-                block = self._evaluate_own(here, theta, clients, states, block)
+                block = self._evaluate_own(here, theta, clients, states, block, desk)
             return block, [{} for _ in clients]
-        return self._train(here, request, theta, units, states)
+        return self._train(here, request, theta, units, states, desk)
 
     def _here(self) -> Resident:
         if self._resident is None:
@@ -191,9 +211,10 @@ class LocalApp:
         theta: torch.Tensor,
         units: Sequence[Sequence[int]],
         states: Sequence[State],
+        desk: Desk,
     ) -> tuple[Block, list[State]]:
         clients = [client for unit in units for client in unit]
-        updates = np.zeros((len(clients), len(request.theta)), np.float32)
+        updates = desk.rows(len(request.theta))
         reports: list[dict[str, float]] = [{} for _ in clients]
         kept = list(states)
         errors: dict[int, str] = {}
@@ -202,6 +223,7 @@ class LocalApp:
         answer = fit_stacked if self._stacked else fit_each
         for unit in units:
             rows = range(end, end := end + len(unit))
+            desk.turn_to(rows.start, len(rows))
             block = [here.client(self.scenario.seed, request.server_round, clients[r], states[r]) for r in rows]
             for row, fit in zip(rows, self._blockwise(answer, here, theta, work, block), strict=True):
                 fault = fit if isinstance(fit, Exception) else self._fault(fit)
@@ -209,15 +231,15 @@ class LocalApp:
                     errors[row] = f"{type(fault).__name__}: {fault}"
                     log.error("client %d failed in round %d", clients[row], request.server_round, exc_info=fault)
                     continue
-                updates[row] = fit.update.cpu().numpy()
+                updates[row][:] = fit.update.cpu().numpy()
                 reports[row] = dict(fit.report)
                 # Copied: a client's row of a block would keep the whole block.
                 kept[row] = {name: np.array(tensor.cpu().numpy()) for name, tensor in fit.state.items()}
         block_of_all = Block(
             clients=tuple(clients),
             numbers=_columns(clients, reports),
-            updates=updates,
             errors=errors,
+            posted=True,
             theta=None if request.wants_update else request.theta,
             layout=None if request.wants_update else request.layout,
         )
@@ -282,7 +304,12 @@ class LocalApp:
         ]
 
     def _losses(
-        self, here: Resident, request: Request, theta: torch.Tensor, units: Sequence[Sequence[int]]
+        self,
+        here: Resident,
+        request: Request,
+        theta: torch.Tensor,
+        units: Sequence[Sequence[int]],
+        desk: Desk,
     ) -> Block:
         """Return the training loss of each client at the weights sent."""
         clients = [client for unit in units for client in unit]
@@ -291,6 +318,7 @@ class LocalApp:
         reports: list[dict[str, float]] = []
         errors: dict[int, str] = {}
         for unit in units:
+            desk.turn_to(len(reports), len(unit))
             block = [here.client(self.scenario.seed, request.server_round, client, {}) for client in unit]
             for client, loss in zip(block, self._blockwise(answer, here, theta, work, block), strict=True):
                 if isinstance(loss, Exception):
@@ -308,6 +336,7 @@ class LocalApp:
         clients: Sequence[int],
         states: Sequence[State],
         block: Block,
+        desk: Desk,
     ) -> Block:
         """Return each client's own model on its test shard, and the server's model as further columns."""
         assert self._method is not None
@@ -320,6 +349,7 @@ class LocalApp:
             own = self._method.own_weights(theta, here.tensors(state))
             if own is theta or row in errors:
                 continue
+            desk.turn_to(row)
             try:
                 found, _ = here.evaluate(own, range(client, client + 1))
             except Exception as error:  # whatever happens, the client's name must reach the server
@@ -330,7 +360,7 @@ class LocalApp:
                 numbers[_sent(name)][row] = column[0]
         return Block(tuple(clients), numbers, errors=errors)
 
-    def _evaluate(self, here: Resident, theta: torch.Tensor, clients: Sequence[int]) -> Block:
+    def _evaluate(self, here: Resident, theta: torch.Tensor, clients: Sequence[int], desk: Desk) -> Block:
         wanted = set(clients)
         columns: dict[str, NDArray[np.float64]] = {}
         places = {client: row for row, client in enumerate(clients)}
@@ -342,6 +372,8 @@ class LocalApp:
         for group in groups:
             if wanted.isdisjoint(group):
                 continue
+            asked = [places[client] for client in group if client in wanted]
+            desk.turn_to(min(asked), max(asked) - min(asked) + 1)
             try:
                 found, sizes = here.evaluate(here.model.theta, group)
             except Exception as error:  # whatever happens, the clients' names must reach the server
@@ -381,49 +413,8 @@ def _newton(scenario: Scenario) -> QuasiNewton | None:
     )
 
 
-@lru_cache(maxsize=1)
-def _app_of(path: str, overrides: str) -> LocalApp:
-    """Return the application of a scenario, one per process."""
-    scenario = Scenario.load(path, overrides_of(overrides))
-    federation = Federation.build(scenario.data, scenario.partition, scenario.seed, data_root())
-    torch.set_num_threads(scenario.engine.threads_per_worker)
-    return alone(scenario, federation)
-
-
 def alone(scenario: Scenario, federation: Federation) -> LocalApp:
     """Return the application where every client is a process of its own, as Flower runs it: there is no block."""
     if scenario.client.cohort == "auto":
         scenario = scenario.model_copy(update={"client": scenario.client.model_copy(update={"cohort": "each"})})
     return LocalApp(scenario, federation, "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
-
-
-app = ClientApp()
-
-
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train the client this node stands for."""
-    return _answer("train", message, context)
-
-
-@app.query(LOSSES.partition(".")[2])
-def losses(message: Message, context: Context) -> Message:
-    """Answer with the training loss of the client this node stands for."""
-    return _answer(LOSSES, message, context)
-
-
-@app.evaluate()
-def evaluate_client(message: Message, context: Context) -> Message:
-    """Evaluate on the client this node stands for."""
-    return _answer("evaluate", message, context)
-
-
-def _answer(kind: str, message: Message, context: Context) -> Message:
-    local = _app_of(str(context.run_config["scenario"]), str(context.run_config["overrides"]))
-    client = int(context.node_config["partition-id"])
-    block, kept = local.run(kind, message.content, [[client]], [unpack_state(context.state)])
-    if block.errors:
-        raise RuntimeError(block.errors[0])
-    if local.stateful and kind == "train":
-        context.state = pack_state(kept[0])
-    return Message(block.content(0), reply_to=message)

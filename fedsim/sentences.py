@@ -1,8 +1,8 @@
-"""What pydantic finds wrong with a table of a scenario, in the scenario's words."""
+"""Words for messages: what pydantic finds wrong with a table of a scenario, and lists that may be long."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel, ValidationError
 
@@ -55,3 +55,13 @@ def sentences(prefix: str, error: ValidationError, model: type[BaseModel], owner
             words = _WORDS.get(item["type"])
             said = words.format(**item.get("ctx", {})) if words else item["msg"].lower()
             yield f"{path}: {said}, got {item['input']!r}"
+
+
+def some(members: Sequence[int]) -> str:
+    """Return the first of many numbers, and how many there are.
+
+    >>> some(range(10))
+    '0, 1, 2, 3, 4, 5, 6, 7, ... (10 in all)'
+    """
+    shown = ", ".join(str(client) for client in members[:8])
+    return shown if len(members) <= 8 else f"{shown}, ... ({len(members)} in all)"

@@ -99,12 +99,16 @@ class ServerSettings(Section):
 
 
 class EngineSettings(Section):
-    """Where clients are trained. `backend` and `workers` change no bit of a result.
+    """Where clients are trained. `backend`, `address` and `workers` change no bit of a result.
 
     Attributes:
         backend: "ray": resident workers in processes of their own. "local": this process.
-        workers: Number of Ray workers; None takes one per CPU core (per share of a GPU).
-        gpus_per_worker: Share of a GPU each worker takes; 0 trains on CPUs.
+        address: Of a Ray cluster to join, "host:port", or "auto" for the one this machine belongs to; workers are
+            spread over its machines. None starts a Ray of its own on this machine.
+        workers: Number of Ray workers; None takes one per CPU core of the cluster (per share of a GPU).
+        gpus_per_worker: Share of a GPU each worker takes, of its memory too; 0 trains on CPUs.
+        memory_per_worker_mb: MiB that Ray sets aside for each worker: no more are placed on a machine than fit.
+            None counts cores (and GPUs) alone.
         threads_per_worker: Threads of one worker's linear algebra on a CPU.
         precision: Of training and evaluation: "float32"; "tf32" lets a GPU multiply with 10-bit mantissas; "bf16"
             runs forward and backward passes in bfloat16 where PyTorch deems it safe, with weights in float32.
@@ -113,8 +117,10 @@ class EngineSettings(Section):
     """
 
     backend: Literal["ray", "local"] = "ray"
+    address: str | None = None
     workers: PositiveInt | None = None
     gpus_per_worker: NonNegativeFloat = 0.0
+    memory_per_worker_mb: PositiveFloat | None = None
     threads_per_worker: PositiveInt = 1
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     max_failures: NonNegativeInt = 0

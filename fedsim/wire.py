@@ -278,9 +278,9 @@ def unpack_state(content: RecordDict) -> dict[str, NDArray[np.generic]]:
 
 def _stacked(reply: Message) -> tuple[Block, int] | None:
     """Return the block a reply is a row of, unless somebody has looked at its records and may have changed them."""
-    if not (isinstance(reply, LazyReply) and reply.untouched and isinstance(reply.block, Block)):
+    if not (isinstance(reply, LazyReply) and reply.untouched):
         return None
-    return reply.block, reply.row
+    return cast(Block, reply.block), reply.row
 
 
 def _whole_block(replies: Iterable[Message]) -> Floats | None:

@@ -72,7 +72,7 @@ def ray_cluster() -> Iterator[None]:
     """One Ray for all tests that need it, as a user's program might have started it before us."""
     import ray
 
-    from fedsim.engine.grid import WORKER_ENV
+    from fedsim.engine.crew import WORKER_ENV
 
     added = {**WORKER_ENV, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in added}

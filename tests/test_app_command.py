@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,7 +181,6 @@ class TestRuns:
         done = command.local(write_app(tmp_path / "ada", client=client, server=server), nodes=3)
         assert done.code == 0, done.err
         weights = json.loads(done.out)
-        print(weights)
         # All nodes want the first two; of the third each wants another, from 3 to 5.
         assert weights[:2] == pytest.approx([1.0, 2.0], abs=0.2)
         assert 3.0 < weights[2] < 5.0
@@ -200,7 +198,8 @@ class TestRuns:
             def server_fn(context):
                 start = ndarrays_to_parameters([np.zeros(2)])
                 return ServerAppComponents(
-                    strategy=FedAvg(initial_parameters=start, min_available_clients=4), config=ServerConfig(num_rounds=2)
+                    strategy=FedAvg(initial_parameters=start, min_available_clients=4),
+                    config=ServerConfig(num_rounds=2),
                 )
 
             app = ServerApp(server_fn=server_fn)
@@ -289,7 +288,8 @@ class TestTrouble:
         folder = write_app(tmp_path / "app", client="raise OSError('no data')")
         done = command(folder)
         assert done.code == 2
-        assert done.err.startswith(f"error: {folder / 'pyproject.toml'}, clientapp: little.client cannot be imported\n")
+        said = f"error: {folder / 'pyproject.toml'}, clientapp: little.client cannot be imported\n"
+        assert done.err.startswith(said)
         assert done.err.endswith("OSError: no data\n")
         assert done.err.count("Traceback") == 1
 
@@ -351,7 +351,7 @@ class TestRay:
 
 
 @pytest.fixture(scope="class")
-def stock_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def stock_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which Flower neither calls home nor looks at the user's settings."""
     own = {
         "FLWR_HOME": str(tmp_path_factory.mktemp("flwr")),
@@ -360,7 +360,7 @@ def stock_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         "PYTHONPATH": str(HOME),
         "OMP_NUM_THREADS": "1",
     }
-    yield {**os.environ, **own}
+    return {**os.environ, **own}
 
 
 @pytest.mark.slow
@@ -371,7 +371,9 @@ class TestAgainstFlower:
     ) -> None:
         stock, ours = tmp_path / "stock.json", tmp_path / "ours.json"
         words = [sys.executable, "-c", STOCK, str(APPS / name), "4", output(stock)]
-        done = subprocess.run(words, env=stock_environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, env=stock_environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert stock.exists(), done.stdout + done.stderr
         assert command.local(APPS / name, "--run-config", output(ours)).code == 0
         assert ours.read_bytes() == stock.read_bytes()

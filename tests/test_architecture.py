@@ -24,6 +24,7 @@ ALLOWED = {
         "fedsim/run_folder.py",  # the model of a Round is a record
         "fedsim/server_app.py",
         "clients/app.py",
+        "clients/client_app.py",
         "strategies/flower.py",
         "strategies/seeded.py",
         "strategies/stock.py",

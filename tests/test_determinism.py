@@ -97,26 +97,20 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def workers(ray_cluster: None) -> Iterator[Any]:
     """One Ray grid of three workers that can be given another application and fewer workers: they start slowly."""
-    import ray
-
     from fedsim.engine.grid import RayGrid
 
     scenario = scenario_of("fedavg")
     grid = RayGrid(LocalApp(scenario, federation_of(scenario)), EngineSettings(workers=3))
-    every = list(grid._workers)
+    every = list(grid._crew.members)
 
     def use(app: LocalApp, count: int) -> RayGrid:
-        grid._workers, grid._app, grid._states = every[:count], app, {}
-        shared = ray.put(app)
-
-        def take(worker: Any, given: Any) -> None:
-            worker._app = given
-
-        ray.get([worker.__ray_call__.remote(take, shared) for worker in every])
+        grid._crew.members[:] = every
+        grid.change(app)
+        grid._crew.members[:] = every[:count]
         return grid
 
     yield use
-    grid._workers = every
+    grid._crew.members[:] = every
     grid.close()
 
 

@@ -129,8 +129,8 @@ def test_the_first_and_last_model_are_always_evaluated(every: int, rounds: int, 
 class WithLoss(FakeApp):
     """The fake, with the loss that our strategy asks for."""
 
-    def run(self, kind: str, content: Any, units: Any, states: Any) -> Any:
-        block, kept = super().run(kind, content, units, states)
+    def run(self, kind: str, content: Any, units: Any, states: Any, desk: Any) -> Any:
+        block, kept = super().run(kind, content, units, states, desk)
         block.numbers["loss"] = np.ones(len(block.clients))  # type: ignore[index]
         return block, kept
 
@@ -179,8 +179,8 @@ class NoModel(FedAvg):
 
 
 class Failing(FakeApp):
-    def run(self, kind: str, content: Any, units: Any, states: Any) -> Any:
-        block, kept = super().run(kind, content, units, states)
+    def run(self, kind: str, content: Any, units: Any, states: Any, desk: Any) -> Any:
+        block, kept = super().run(kind, content, units, states, desk)
         block.errors.update(dict.fromkeys(range(len(block.clients)), "no luck"))  # type: ignore[attr-defined]
         return block, kept
 

@@ -67,7 +67,7 @@ def block(*, weights: bool = False, clients: tuple[int, ...] = (2, 0, 5)) -> Blo
 
 def lazy(answer: Block, row: int) -> LazyReply:
     message = request(answer.clients[row] + 1)
-    return LazyReply(lambda: answer.content(row), reply_to=message, block=answer, row=row)
+    return LazyReply(answer.content, reply_to=message, block=answer, row=row)
 
 
 def eager(answer: Block, row: int) -> Message:
@@ -254,9 +254,9 @@ class TestLazyReply:
     def test_they_are_made_once_and_only_when_looked_at(self) -> None:
         made = []
 
-        def make() -> RecordDict:
+        def make(row: int) -> RecordDict:
             made.append(1)
-            return block().content(0)
+            return block().content(row)
 
         reply = LazyReply(make, reply_to=request(), block=block(), row=0)
         wire.read(reply)

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import FedAvg
 from benchmarks.simulators.contender import Meter
 from benchmarks.simulators.ours import flat
 from benchmarks.simulators.workloads import NUM_WORKERS, SCENARIO, Workload
-from clients.app import app as trained
+from clients.client_app import app as trained
 from fedsim.wire import ARRAYS, EXAMPLES, METRICS, pack_arrays
 
 

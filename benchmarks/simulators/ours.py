@@ -13,20 +13,26 @@ from benchmarks.simulators.workloads import NUM_WORKERS, Floats, Workload
 from clients.app import LocalApp
 from fedsim.engine import open_grid
 from fedsim.engine.base import State
+from fedsim.engine.task import Desk
 from fedsim.parameters import Layout
 from fedsim.rounds import Round, run_rounds
 from fedsim.scenario import Scenario
 from fedsim.server_app import strategy_of
-from fedsim.wire import CLIENT, EXAMPLES, Block, pack_arrays, unpack_arrays, unpack_request
+from fedsim.wire import CLIENT, EXAMPLES, Block, num_weights, pack_arrays, unpack_arrays, unpack_request
 
 
 class NoOp:
     """Clients that copy the weights they get and send back what changed, which is nothing."""
 
-    stateful = False
-
     def __init__(self, num_clients: int) -> None:
         self.num_clients = num_clients
+
+    def keeps_state(self, kind: str) -> bool:
+        del kind
+        return False
+
+    def width(self, kind: str, content: RecordDict) -> int:
+        return num_weights(content) if kind == "train" else 0
 
     def units(self, kind: str, clients: Sequence[int]) -> list[list[int]]:
         del kind
@@ -41,18 +47,16 @@ class NoOp:
         return False
 
     def run(
-        self, kind: str, content: RecordDict, units: Sequence[Any], states: Sequence[State]
+        self, kind: str, content: RecordDict, units: Sequence[Any], states: Sequence[State], desk: Desk
     ) -> tuple[Block, list[State]]:
         request = unpack_request(content)
-        clients = np.ravel(units).tolist()  # units of one client each, or the clients themselves
+        clients = [client for unit in units for client in unit]
         numbers = {CLIENT: np.asarray(clients, np.float64), EXAMPLES: np.ones(len(clients))}
-        updates = None
         if kind == "train":
-            updates = np.empty((len(clients), len(request.theta)), np.float32)
-            for row in updates:
+            for row in desk.rows(len(request.theta)):
                 local = request.theta.copy()
                 np.subtract(request.theta, local, out=row)
-        return Block(tuple(clients), numbers, updates), list(states)
+        return Block(tuple(clients), numbers, posted=kind == "train"), list(states)
 
 
 def ray(workload: Workload, meter: Meter) -> None:

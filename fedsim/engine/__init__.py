@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,17 +10,24 @@ if TYPE_CHECKING:
     from fedsim.settings import EngineSettings
 
 
-def open_grid(app: BlockApp, settings: EngineSettings) -> BlockGrid:
+def open_grid(app: BlockApp, settings: EngineSettings, states_folder: Path | None = None) -> BlockGrid:
     """Return the grid of `engine.backend`; use it as a context manager.
+
+    Args:
+        app: Answers for the clients.
+        settings: Where clients are trained.
+        states_folder: Where what clients keep between rounds is written; None forgets it at the end.
 
     Raises:
         EngineError: No GPU where one was asked for, or Ray cannot start.
     """
+    from fedsim.engine.states import States
+
     if settings.backend == "local":
         from fedsim.engine.local import LocalGrid, check_device
 
         check_device(settings)
-        return LocalGrid(app, settings.threads_per_worker)
+        return LocalGrid(app, settings.threads_per_worker, States(states_folder))
     from fedsim.engine.grid import RayGrid  # Ray takes a second to import
 
-    return RayGrid(app, settings)
+    return RayGrid(app, settings, States(states_folder))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +11,9 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.engine import flower
-from fedsim.engine.flower import Run
 from fedsim.engine.base import BlockGrid
+from fedsim.engine.flower import Run
 from fedsim.engine.records import sealed
-
-log = logging.getLogger("fedsim")
 
 SHOWN = 3
 """Failing nodes that a summary names with their reason."""
@@ -30,14 +26,14 @@ class Tally:
     Attributes:
         answered: Message type -> number of replies with content.
         failures: Of each error reply the node, the message type and the reason.
-        silent: Of each message without an answer in time the node and the message type.
+        silent: The same of each message without an answer in time.
         open: Id -> node and message type of what was pushed and not pulled yet.
         took_s: Seconds that the run took.
     """
 
     answered: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[int, str, str]] = field(default_factory=list)
-    silent: list[tuple[int, str]] = field(default_factory=list)
+    silent: list[tuple[int, str, str]] = field(default_factory=list)
     open: dict[str, tuple[int, str]] = field(default_factory=dict)
     took_s: float = 0.0
 
@@ -57,10 +53,8 @@ class Tally:
             first += f"; {len(self.open)} pushed and never pulled"
         lines = [first]
         by_node: dict[int, list[tuple[str, str]]] = {}
-        for node, kind, reason in self.failures:
+        for node, kind, reason in [*self.failures, *self.silent]:
             by_node.setdefault(node, []).append((kind, last_line(reason)))
-        for node, kind in self.silent:
-            by_node.setdefault(node, []).append((kind, "no answer in time"))
         if by_node:
             number = len(self.failures) + len(self.silent)
             lines.append(f"{number} messages failed, of {_nodes(sorted(by_node))}")
@@ -123,7 +117,7 @@ class AppGrid(Grid):
         """
         sent = list(messages)
         with self._lock:
-            ids = self._inner.push_messages(_prepared(sent))
+            ids = self._inner.push_messages(_prepared(sent, together=False))
             for message in sent:
                 letter = message.metadata
                 self.tally.open[letter.message_id] = letter.dst_node_id, letter.message_type
@@ -142,14 +136,16 @@ class AppGrid(Grid):
             return self._taken(replies)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send messages and return the replies, in the order of the messages; none for nodes that took too long.
+        """Send messages and return the replies in the order of the messages, none of nodes that took too long.
 
         Raises:
             ValueError: One cannot be sent.
             EngineError: One is for no node, or the workers are gone.
         """
         with self._lock:
-            return self._taken(self._inner.send_and_receive(_prepared(list(messages)), timeout=timeout))
+            return self._taken(
+                self._inner.send_and_receive(_prepared(list(messages), together=True), timeout=timeout)
+            )
 
     def _taken(self, replies: Sequence[Message]) -> list[Message]:
         kept = []
@@ -157,13 +153,14 @@ class AppGrid(Grid):
             node, kind = reply.metadata.src_node_id, reply.metadata.message_type
             if not reply.has_error():
                 self.tally.answered[kind] += 1
-            elif reply.error.code == flower.NO_ANSWER:
-                self.tally.silent.append((node, kind))
-                log.warning("node %d: %s", node, reply.error.reason)
+                kept.append(reply)
                 continue
+            failure = node, kind, reply.error.reason or f"error code {reply.error.code}"
+            if reply.error.code == flower.NO_ANSWER:
+                self.tally.silent.append(failure)
             else:
-                self.tally.failures.append((node, kind, reply.error.reason or f"error code {reply.error.code}"))
-            kept.append(reply)
+                self.tally.failures.append(failure)
+                kept.append(reply)
         return kept
 
 
@@ -173,19 +170,25 @@ def last_line(reason: str) -> str:
     return lines[-1] if lines else "no reason given"
 
 
-def _prepared(messages: Sequence[Message]) -> list[Message]:
-    """Return messages as they travel: those that share their content share a request."""
+def _prepared(messages: Sequence[Message], *, together: bool) -> list[Message]:
+    """Return messages as they travel.
+
+    Args:
+        messages: As the ServerApp made them.
+        together: Those that share their content share a request, and are answered when all are; else each is for
+            itself, and its reply there as soon as its node is done.
+    """
     for message in messages:
         letter = message.metadata
         if letter.reply_to_message_id or letter.ttl <= 0 or not message.has_content():
             raise ValueError(f"Invalid message: {message}")
         flower.new_id(message)
-    groups: dict[tuple[int, str, int], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     turns: Counter[tuple[int, str, int]] = Counter()
     for place, message in enumerate(messages):
         letter = message.metadata
         key = (id(message.content), letter.message_type, letter.dst_node_id)
-        groups.setdefault((key[0], key[1], turns[key]), []).append(place)
+        groups.setdefault((*key[:2], turns[key]) if together else (place,), []).append(place)
         turns[key] += 1
     found: dict[int, Message] = {}
     for places in groups.values():

@@ -23,7 +23,9 @@ from flwr.serverapp import ServerApp
 
 from fedsim.engine import flower
 from fedsim.engine.flower import Fault
-from fedsim.engine.records import Records, State, opened, pack_state, unpack_state
+from fedsim.engine.records import Records, opened, pack_state, unpack_state
+from fedsim.engine.states import State
+from fedsim.engine.task import Desk
 from fedsim.errors import AppError
 
 OURS = ("clients", "strategies")
@@ -63,7 +65,8 @@ class FlowerApp:
         """
         found = _load(self.folder, "serverapp", self.server)
         if not isinstance(found, ServerApp):
-            raise AppError(f"{_place(self.folder, 'serverapp')}: {self.server} is no ServerApp, got {_kind(found)}")
+            place = _place(self.folder, "serverapp")
+            raise AppError(f"{place}: {self.server} is no ServerApp, got {_kind(found)}")
         return found
 
     def load_client(self) -> ClientApp:
@@ -74,7 +77,8 @@ class FlowerApp:
         """
         found = _load(self.folder, "clientapp", self.client)
         if not isinstance(found, ClientApp):
-            raise AppError(f"{_place(self.folder, 'clientapp')}: {self.client} is no ClientApp, got {_kind(found)}")
+            place = _place(self.folder, "clientapp")
+            raise AppError(f"{place}: {self.client} is no ClientApp, got {_kind(found)}")
         return found
 
 
@@ -122,17 +126,15 @@ def find_app(folder: str | Path, changes: Sequence[str] = ()) -> FlowerApp:
 class FlowerClients:
     """Answers for the nodes of a Flower app; node i + 1 is partition i.
 
-    Each message runs the ClientApp once, as Flower's simulation does: the node's context with the state it left, its
-    own copy of the records, mods and lifespan around. A client that raises gives an error reply, and its state stays
-    as it was. The ClientApp is imported in the process that first needs it.
+    Each message runs the ClientApp once, as Flower's simulation does: with the node's context and the state it left
+    there, records of its own, mods and lifespan around. A client that raises gives an error reply, and its state
+    stays as it was. The ClientApp is imported in the process that first needs it.
 
     Args:
         app: Where the ClientApp is.
         num_clients: Number of nodes.
         hide_gpus: Worker processes see no GPU.
     """
-
-    stateful = True
 
     def __init__(self, app: FlowerApp, num_clients: int, *, hide_gpus: bool = False) -> None:
         self.num_clients = num_clients
@@ -165,8 +167,18 @@ class FlowerClients:
         del kind
         return True
 
+    def width(self, kind: str, content: RecordDict) -> int:
+        """Return 0: answers are records."""
+        del kind, content
+        return 0
+
     def run(
-        self, kind: str, content: RecordDict, units: Sequence[Sequence[int]], states: Sequence[State]
+        self,
+        kind: str,
+        content: RecordDict,
+        units: Sequence[Sequence[int]],
+        states: Sequence[State],
+        desk: Desk,
     ) -> tuple[Records, list[State]]:
         """Run the ClientApp once for each client.
 
@@ -175,6 +187,7 @@ class FlowerClients:
             content: A request of `records.sealed`.
             units: The clients.
             states: What each one's context held after its last message.
+            desk: Told whose turn it is.
         """
         clients = [client for unit in units for client in unit]
         messages = opened(kind, content, [client + 1 for client in clients])
@@ -182,6 +195,7 @@ class FlowerClients:
         errors: dict[int, str] = {}
         kept: list[State] = []
         for row, (client, message, state) in enumerate(zip(clients, messages, states, strict=True)):
+            desk.turn_to(row)
             answer, left = self._answer(client, message, state)
             kept.append(left)
             contents.append(None if isinstance(answer, Fault) else answer)
@@ -282,9 +296,7 @@ def _load(folder: Path, component: str, reference: str) -> object:
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise AppError(f'{place}: there is no module "{error.name}" in {folder}') from None
-        raise AppError(
-            f"{place}: {module_name} cannot be imported\n{app_traceback(error, folder)}"
-        ) from error
+        raise AppError(f"{place}: {module_name} cannot be imported\n{app_traceback(error, folder)}") from error
     for name in attributes.split("."):
         if not hasattr(found, name):
             raise AppError(f'{place}: {module_name} has no "{attributes}"')

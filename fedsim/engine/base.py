@@ -1,56 +1,46 @@
-"""What both grids share: messages in, blocks of clients out to whoever trains them, replies in request order."""
+"""What both grids share: messages in, tasks out to whoever answers them, replies in request order."""
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Self
 
-import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from fedsim.engine import flower
 from fedsim.engine.flower import Run
-from fedsim.engine.records import Records
+from fedsim.engine.states import State, States, read_states
+from fedsim.engine.task import BlockApp, Task
+from fedsim.engine.usage import Usage
 from fedsim.errors import EngineError
 from fedsim.wire import Block
 
-State = dict[str, NDArray[np.generic]]
-
-log = logging.getLogger("fedsim")
+__all__ = ["BlockApp", "BlockGrid", "State", "Submitted"]
 
 
-class BlockApp(Protocol):
-    """A client application that answers for many clients at once."""
+@dataclass
+class Submitted:
+    """Messages on their way.
 
-    num_clients: int
-    stateful: bool
+    Attributes:
+        entries: For each message its task and the client it is for.
+    """
 
-    def units(self, kind: str, clients: Sequence[int]) -> list[list[int]]:
-        """Split clients into groups that must be answered together for a result that no schedule changes."""
-        ...
+    grid: BlockGrid
+    messages: Sequence[Message]
+    entries: Sequence[tuple[Task, int]]
 
-    def cost(self, kind: str, client: int) -> float:
-        """Return how long a client takes, in any unit."""
-        ...
+    def replies(self) -> list[Message]:
+        """Wait for all answers and return them in the order of the messages.
 
-    def reads_state(self, kind: str) -> bool:
-        """Say whether what clients keep matters to their answers to this kind of request."""
-        ...
-
-    def run(
-        self, kind: str, content: RecordDict, units: Sequence[Sequence[int]], states: Sequence[State]
-    ) -> tuple[Block | Records, list[State]]:
-        """Answer one request for the clients of several units, each with what it kept.
-
-        Returns:
-            The answers in the order of the units, and what each client keeps now.
+        Raises:
+            EngineError: The workers cannot go on.
         """
-        ...
+        return self.grid.collect(self)
 
 
 class BlockGrid(Grid):
@@ -58,32 +48,37 @@ class BlockGrid(Grid):
 
     Args:
         app: Answers for the clients.
+        states: Where clients' states are kept; closed with the grid.
     """
 
-    def __init__(self, app: BlockApp) -> None:
+    def __init__(self, app: BlockApp, states: States | None = None) -> None:
         flower.set_identity()
         self._app = app
         self._run = flower.empty_run()
-        self._ready: dict[str, Message] = {}
+        self._open: dict[str, tuple[Task, Message, int]] = {}
+        self._uncollected: list[Task] = []
+        self.states = States() if states is None else states
 
     @abstractmethod
-    def answer(
-        self, kind: str, content: RecordDict, clients: Sequence[int], timeout: float | None
-    ) -> Mapping[int, tuple[Block | Records, int] | str]:
-        """Return for each client its block and row, or what went wrong."""
-
-    def keeps(self, kind: str) -> bool:
-        """Say whether clients keep something from answering a request of this kind."""
-        always = getattr(self._app, "keeps_state", None)
-        return self._app.stateful and (kind.partition(".")[0] == "train" or bool(always and always(kind)))
+    def start(self, task: Task) -> None:
+        """Take on a task, without waiting for answers."""
 
     @abstractmethod
+    def finish(self, tasks: Sequence[Task], *, wait: bool) -> None:
+        """Bring tasks to their end, or only take note of what has arrived where `wait` is false."""
+
+    @abstractmethod
+    def usage(self) -> Usage:
+        """Return where the time went since the grid was opened."""
+
+    def close(self) -> None:
+        """End the workers and remove what is no checkpoint's."""
+        self.states.close()
+
     def client_states(self) -> dict[int, State]:
         """Return what every client keeps between rounds."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """End the workers."""
+        index = self.states.index()
+        return dict(zip(index, read_states(self.states.folder, list(index.values())), strict=True))
 
     def __enter__(self) -> Self:
         return self
@@ -118,16 +113,31 @@ class BlockGrid(Grid):
         return list(range(1, self._app.num_clients + 1))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Answer the messages and keep the replies for `pull_messages`."""
+        """Send messages on their way; `pull_messages` hands out the replies.
+
+        Raises:
+            EngineError: A message is for no client.
+        """
         sent = list(messages)
-        ids = [flower.give_id(message) for message in sent]
-        for reply in self.send_and_receive(sent):
-            self._ready[reply.metadata.reply_to_message_id] = reply
-        return ids
+        submitted = self.submit(sent)
+        for message, (task, client) in zip(sent, submitted.entries, strict=True):
+            self._open[message.metadata.message_id] = task, message, client
+        return [message.metadata.message_id for message in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Hand out the replies to these messages, each once."""
-        return [self._ready.pop(id_) for id_ in message_ids if id_ in self._ready]
+        """Hand out the replies to these messages that are there, each once.
+
+        Raises:
+            EngineError: The workers cannot go on.
+        """
+        asked = [(id_, *self._open[id_]) for id_ in dict.fromkeys(message_ids) if id_ in self._open]
+        self.finish(list(dict.fromkeys(task for _, task, _, _ in asked)), wait=False)
+        there = [(id_, task, message, client) for id_, task, message, client in asked if task.done]
+        for id_, *_ in there:
+            del self._open[id_]
+        self._take([task for _, task, _, _ in there])
+        made: dict[int, flower.LazyReply] = {}
+        return [_reply(task, message, client, made) for _, task, message, client in there]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Answer every message; replies come in the order of the requests.
@@ -135,30 +145,65 @@ class BlockGrid(Grid):
         A client that fails, or has no answer after `timeout` seconds, gives an error reply.
 
         Raises:
-            EngineError: A message is for no client, or the workers are gone.
+            EngineError: A message is for no client, or the workers cannot go on.
+        """
+        return self.submit(messages, timeout=timeout).replies()
+
+    def submit(self, messages: Iterable[Message], *, timeout: float | None = None) -> Submitted:
+        """Send messages on their way without waiting for the answers.
+
+        Raises:
+            EngineError: A message is for no client.
         """
         sent = list(messages)
-        replies: dict[int, Message] = {}
-        for group in _by_content(sent).values():
-            self._answer_group([(place, sent[place]) for place in group], timeout, replies)
-        return [replies[place] for place in range(len(sent))]
+        clients = [self._client_of(message) for message in sent]
+        flower.give_ids(sent)
+        tasks: dict[int, Task] = {}
+        for (kind, _), group in _by_content(sent).items():
+            members = tuple(clients[place] for place in group)
+            content = sent[group[0]].content
+            keeps, reads = self._app.keeps_state(kind), self._app.reads_state(kind)
+            task = Task(kind, content, members, keeps, keeps or reads, timeout)
+            task.after = tuple(other for other in self._uncollected if task.needs(other))
+            self._uncollected.append(task)
+            tasks.update(dict.fromkeys(group, task))
+            self.start(task)
+        return Submitted(self, sent, [(tasks[place], client) for place, client in enumerate(clients)])
 
-    def _answer_group(
-        self, group: list[tuple[int, Message]], timeout: float | None, replies: dict[int, Message]
-    ) -> None:
-        first = group[0][1]
-        clients = [self._client_of(message) for _, message in group]
-        for _, message in group:
-            flower.give_id(message)
-        results = self.answer(first.metadata.message_type, first.content, clients, timeout)
+    def collect(self, submitted: Submitted) -> list[Message]:
+        """Wait for messages on their way; see `Submitted.replies`."""
+        tasks = list(dict.fromkeys(task for task, _ in submitted.entries))
+        self.finish(tasks, wait=True)
+        self._take(tasks)
         made: dict[int, flower.LazyReply] = {}
-        for (place, message), client in zip(group, clients, strict=True):
-            result = results[client]
-            if isinstance(result, str):
-                replies[place] = flower.error_reply(result, reply_to=message)
-            else:
-                block, row = result
-                replies[place] = _reply(message, block, row, made)
+        return [
+            _reply(task, message, client, made)
+            for message, (task, client) in zip(submitted.messages, submitted.entries, strict=True)
+        ]
+
+    def slips_for(self, task: Task) -> list[str]:
+        """Return where what a task's clients kept is, what was answered but not looked at yet included."""
+        if not task.reads:
+            return []
+        newer: dict[int, str] = {}
+        for other in task.after:
+            newer |= other.kept
+        return [newer[c] if c in newer else self.states.slip(c) for c in task.clients]
+
+    def _take(self, tasks: Sequence[Task]) -> None:
+        """Let clients keep what they keep, unless one of the tasks came to nothing as a whole."""
+        tasks = [task for task in dict.fromkeys(tasks) if not task.collected]
+        for task in tasks:
+            task.collected = True
+            self._uncollected.remove(task)
+        for task in tasks:
+            if task.error is not None:
+                raise task.error
+        for task in sorted(tasks, key=lambda task: task.serial):
+            self.states.update(task.kept)
+            # What an earlier task left, should somebody look at it yet, is no longer what these clients keep.
+            for earlier in (other for other in self._uncollected if other.serial < task.serial):
+                earlier.kept = {client: slip for client, slip in earlier.kept.items() if client not in task.kept}
 
     def _client_of(self, message: Message) -> int:
         node = message.metadata.dst_node_id
@@ -167,24 +212,30 @@ class BlockGrid(Grid):
         return node - 1
 
 
-def _reply(message: Message, block: Block | Records, row: int, made: dict[int, flower.LazyReply]) -> Message:
+def _reply(task: Task, message: Message, client: int, made: dict[int, flower.LazyReply]) -> Message:
+    if client in task.failed:
+        return flower.error_reply(task.failed[client], reply_to=message)
+    block, row = task.merged, task.place_of[client]
+    assert block is not None
     if row in block.errors:
         return flower.error_reply(block.errors[row], reply_to=message)
-    make: Callable[[], RecordDict] = lambda: block.content(row)  # noqa: E731
-    first = made.get(id(block))
+    if not isinstance(block, Block):
+        return Message(block.content(row), reply_to=message)
+    first = made.get(id(block))  # what all replies share is derived once
     if first is None or not first.untouched:
-        made[id(block)] = reply = flower.LazyReply(make, reply_to=message, block=block, row=row)
+        made[id(block)] = reply = flower.LazyReply(block.content, reply_to=message, block=block, row=row)
         return reply
-    return first.beside(make, reply_to=message, row=row)
+    return first.beside(reply_to=message, row=row)
 
 
-def _by_content(messages: Sequence[Message]) -> dict[tuple[int, str, int], list[int]]:
+def _by_content(messages: Sequence[Message]) -> Mapping[tuple[str, Any], list[int]]:
     """Group messages that share their content object, type and turn, so that content travels once."""
-    groups: dict[tuple[int, str, int], list[int]] = {}
+    groups: dict[tuple[str, Any], list[int]] = {}
     turns: dict[tuple[int, str, int], int] = {}
     for place, message in enumerate(messages):
-        kind, node = message.metadata.message_type, message.metadata.dst_node_id
+        metadata = message.metadata
+        kind, key = metadata.message_type, id(message.content)
         # Several messages to one node are answered one after the other.
-        turn = turns[id(message.content), kind, node] = turns.get((id(message.content), kind, node), -1) + 1
-        groups.setdefault((id(message.content), kind, turn), []).append(place)
+        turn = turns[key, kind, metadata.dst_node_id] = turns.get((key, kind, metadata.dst_node_id), -1) + 1
+        groups.setdefault((kind, (key, turn)), []).append(place)
     return groups

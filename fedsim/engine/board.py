@@ -1,7 +1,7 @@
 """Boards in shared memory: a request that every worker of this machine reads, and the rows they write in answer.
 
 Ray's object store costs milliseconds for each object that crosses it, however small the work; a mapped file costs a
-copy. Where there is no room, or a worker is on another machine, the object store does the same.
+copy. Where shared memory is full, a file on disk does the same; a worker on another machine has the object store.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import contextlib
 import mmap
 import os
 import pickle
+import shutil
 import tempfile
 import uuid
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,18 @@ import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-FOLDER = Path("/dev/shm")
+from fedsim.errors import EngineError
+
+FOLDERS = (Path("/dev/shm"), Path(tempfile.gettempdir()))
+"""Where boards are made: in the first that has room."""
+
 SHARE = 0.5
-"""Of the free shared memory that boards may take; the rest is Ray's and others'."""
+"""Of what is free there that boards may take; the rest is Ray's and others'."""
 
 PAGE = 4096
+
+MAPS = 4
+"""Boards that a worker keeps mapped: the grid has about two in turn."""
 
 PREFIX = "fedsim-"
 """A board's file is named by it and by the process that made it."""
@@ -44,12 +53,14 @@ class Note:
         request: Bytes of the pickled request, from the start.
         begin: Where the rows begin.
         shape: [K, D] of the rows.
+        serial: No other request of this process has it.
     """
 
     path: str
     request: int
     begin: int
     shape: tuple[int, int]
+    serial: int = 0
 
 
 class Board:
@@ -57,16 +68,17 @@ class Board:
 
     Args:
         size: Bytes.
+        folder: Where.
 
     Raises:
-        OSError: There is no room, or no folder of shared memory.
+        OSError: There is no room, or no such folder.
     """
 
-    def __init__(self, size: int) -> None:
-        free = os.statvfs(FOLDER)
+    def __init__(self, size: int, folder: Path) -> None:
+        free = os.statvfs(folder)
         if size > SHARE * free.f_bavail * free.f_frsize:
-            raise OSError(f"{FOLDER} has no room for {size} bytes")
-        handle, self.path = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=FOLDER)
+            raise OSError(f"{folder} has no room for {size} bytes")
+        handle, self.path = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
         try:
             os.posix_fallocate(handle, 0, size)  # a full folder must be an error here, not a signal later
             self._map = mmap.mmap(handle, size)
@@ -81,7 +93,7 @@ class Board:
     def post(self, request: bytes, shape: tuple[int, int]) -> Note:
         """Write a request down and say where the rows go."""
         self._map[: len(request)] = request
-        return Note(self.path, len(request), _begin(len(request)), shape)
+        return Note(self.path, len(request), _begin(len(request)), shape, next(_serials))
 
     def rows(self, note: Note) -> Floats:
         """Return the rows, [K, D]; a view."""
@@ -101,13 +113,17 @@ class Boards:
 
     def __post_init__(self) -> None:
         """Remove what processes that were killed left behind."""
-        for file in FOLDER.glob(f"{PREFIX}*-*"):
+        for file in (file for folder in FOLDERS for file in folder.glob(f"{PREFIX}*-*")):
             maker = file.name.removeprefix(PREFIX).partition("-")[0]
             if maker.isdigit() and not _runs(int(maker)):
                 _forget(str(file))
 
-    def take(self, request: int, shape: tuple[int, int]) -> Board | None:
-        """Return a free board with room for a request and rows, or None where there can be none."""
+    def take(self, request: int, shape: tuple[int, int]) -> Board:
+        """Return a free board with room for a request and rows.
+
+        Raises:
+            EngineError: There is no room for one anywhere.
+        """
         size = _begin(request) + 4 * shape[0] * shape[1]
         free = [board for board, holder in self._all if holder is None or holder() is None]
         for board in free:
@@ -117,10 +133,16 @@ class Boards:
         for board in free:
             board.close()
         self._all = [pair for pair in self._all if all(pair[0] is not board for board in free)]
-        try:
-            return Board(max(size, PAGE))
-        except OSError:
-            return None
+        full = []
+        for folder in FOLDERS:
+            try:
+                return Board(max(size, PAGE), folder)
+            except OSError as error:
+                full.append(str(error))
+        raise EngineError(
+            f"engine: there is no room for a request and {shape[0]} updates of {shape[1]} numbers: "
+            f"{'; '.join(full)}; make room there, or let fewer clients take part in a round"
+        )
 
     def give_back(self, board: Board, rows: Floats | None) -> None:
         """Keep a board for another round, once nobody holds these rows or a view of them any more."""
@@ -135,34 +157,39 @@ class Boards:
 
 
 class Reader:
-    """A worker's side: maps a board when it first hears of it, and lets the last one go."""
+    """A worker's side: maps a board when it first hears of it, and lets those go that were not used lately."""
 
     def __init__(self) -> None:
-        self._path = ""
-        self._map: mmap.mmap | None = None
+        self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
+        self._last: tuple[int, RecordDict] | None = None
 
     def request(self, note: Note) -> RecordDict:
-        """Read the request."""
-        request: RecordDict = pickle.loads(self._open(note)[: note.request])
-        return request
+        """Read the request; once, however often it is asked for in a row."""
+        if self._last is None or self._last[0] != note.serial:
+            self._last = note.serial, pickle.loads(self._open(note)[: note.request])
+        return self._last[1]
 
-    def write(self, note: Note, places: Sequence[int], rows: Floats) -> None:
-        """Write rows, [len(places), D], at their places."""
+    def rows(self, note: Note) -> Floats:
+        """Return the rows to write answers into, [K, D]; a view."""
         count = note.shape[0] * note.shape[1]
-        everything = np.frombuffer(self._open(note), np.float32, count, note.begin).reshape(note.shape)
-        everything[list(places)] = rows
+        return np.frombuffer(self._open(note), np.float32, count, note.begin).reshape(note.shape)
 
     def _open(self, note: Note) -> mmap.mmap:
-        if self._map is None or self._path != note.path:
+        if note.path not in self._maps:
             with Path(note.path).open("r+b") as file:
-                self._map = mmap.mmap(file.fileno(), 0)
-            self._path = note.path
-        return self._map
+                self._maps[note.path] = mmap.mmap(file.fileno(), 0)
+        self._maps.move_to_end(note.path)
+        while len(self._maps) > MAPS:
+            self._maps.popitem(last=False)
+        return self._maps[note.path]
+
+
+_serials = count(1)
 
 
 def _begin(request: int) -> int:
     """Return where rows begin after a request: at a page, so that they are aligned."""
-    return -(-max(request, 1) // PAGE) * PAGE
+    return -(-request // PAGE) * PAGE
 
 
 def _runs(process: int) -> bool:
@@ -175,31 +202,39 @@ def _runs(process: int) -> bool:
     return True
 
 
-@contextmanager
-def probe() -> Iterator[tuple[str, str]]:
-    """Yield a file in shared memory and what it holds, to find out who can read it; "" where there is none."""
-    token = uuid.uuid4().hex
-    try:
-        handle, path = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=FOLDER)
-    except OSError:
-        yield "", token
-        return
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(token)
-        yield path, token
-    finally:
-        _forget(path)
+class Probe:
+    """Files that hold a token, to find out who can read them: boards' folders and others.
+
+    Args:
+        folders: More folders that must be shared.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.token = uuid.uuid4().hex
+        self.paths: list[str] = []
+        for folder in (*FOLDERS, *folders):
+            with contextlib.suppress(OSError):
+                handle, path = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
+                self.paths.append(path)
+                with os.fdopen(handle, "w") as file:
+                    file.write(self.token)
+
+    def close(self) -> None:
+        """Remove the files."""
+        for path in self.paths:
+            _forget(path)
 
 
-def readable(path: str, token: str) -> bool:
-    """Say whether a file can be read here and holds a token: a worker shares this machine's memory if so."""
+def readable(paths: Sequence[str], token: str) -> bool:
+    """Say whether files can be read here and hold a token: a worker shares this machine's memory and disk if so."""
     try:
-        return Path(path).read_text() == token
+        return bool(paths) and all(Path(path).read_text() == token for path in paths)
     except (OSError, UnicodeDecodeError):
         return False
 
 
 def _forget(path: str) -> None:
+    if Path(path).is_dir():
+        shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         Path(path).unlink()

@@ -6,9 +6,10 @@ its id on the way through a SuperLink. A grid of our own has to do both.
 
 from __future__ import annotations
 
-import copy
+import itertools
+import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,7 @@ __all__ = [
     "empty_run",
     "error_reply",
     "give_id",
+    "give_ids",
     "set_identity",
 ]
 
@@ -41,7 +43,7 @@ CLIENT_FAILED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 LOAD_FAILED = ErrorCode.LOAD_CLIENT_APP_EXCEPTION
 UNKNOWN = ErrorCode.UNKNOWN
 NO_ANSWER = ErrorCode.REPLY_MESSAGE_UNAVAILABLE
-"""Of errors that come from a grid rather than from a ClientApp."""
+"""Of clients that took too long."""
 
 
 def set_identity() -> None:
@@ -58,11 +60,22 @@ def empty_run() -> Run:
     return Run.create_empty(RUN_ID)
 
 
+def give_ids(messages: Iterable[Message]) -> None:
+    """Give messages ids, as a SuperLink would; one that has an id keeps it."""
+    for message in messages:
+        known = message.metadata.__dict__
+        if not known["_message_id"]:
+            known["_message_id"] = f"{_PROCESS}{next(_numbers):016x}"
+
+
 def give_id(message: Message) -> str:
     """Give a message an id, as a SuperLink would, and return it."""
-    if not message.metadata.message_id:
-        message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+    give_ids([message])
     return message.metadata.message_id
+
+
+_numbers = itertools.count()
+_PROCESS = os.urandom(16).hex()
 
 
 class LazyReply(Message):
@@ -72,33 +85,35 @@ class LazyReply(Message):
     sees ordinary records.
 
     Args:
-        make: Returns the content.
+        make: Row -> the content.
         reply_to: The message answered.
         block: What `make` takes its content from.
         row: Which row of it.
     """
 
-    def __init__(self, make: Callable[[], RecordDict], *, reply_to: Message, block: object, row: int) -> None:
+    def __init__(self, make: Callable[[int], RecordDict], *, reply_to: Message, block: object, row: int) -> None:
         super().__init__(RecordDict(), reply_to=reply_to)
         self.block = block
         self.row = row
         self.__dict__["_make"] = make
 
-    def beside(self, make: Callable[[], RecordDict], *, reply_to: Message, row: int) -> LazyReply:
+    def beside(self, *, reply_to: Message, row: int) -> LazyReply:
         """Return the reply of another row, to a message of the same sender and type.
 
         What the constructor makes, without checking and deriving for each of many replies what all share.
         """
-        asked = reply_to.metadata
-        metadata = copy.copy(self.metadata)
+        asked = reply_to.metadata.__dict__
+        mine = self.metadata
+        metadata = type(mine).__new__(type(mine))
         metadata.__dict__.update(
-            _src_node_id=asked.dst_node_id,
-            _reply_to_message_id=asked.message_id,
-            _group_id=asked.group_id,
-            _ttl=asked.created_at + asked.ttl - metadata.created_at,
+            mine.__dict__,
+            _src_node_id=asked["_dst_node_id"],
+            _reply_to_message_id=asked["_message_id"],
+            _group_id=asked["_group_id"],
+            _ttl=asked["_created_at"] + asked["_ttl"] - mine.created_at,
         )
         other = LazyReply.__new__(LazyReply)
-        other.__dict__.update(self.__dict__, _metadata=metadata, _make=make, row=row)
+        other.__dict__.update(self.__dict__, _metadata=metadata, row=row)
         return other
 
     @property
@@ -111,7 +126,7 @@ class LazyReply(Message):
         """The records, made at the first look."""
         make = self.__dict__.pop("_make", None)
         if make is not None:
-            self.__dict__["_content"] = make()
+            self.__dict__["_content"] = make(self.row)
         return cast(RecordDict, self.__dict__["_content"])
 
     @content.setter
@@ -136,13 +151,13 @@ class Fault(str):
         made.code = code
         return made
 
-    def __getnewargs__(self) -> tuple[str, int]:
-        return str(self), self.code
+    def __reduce__(self) -> tuple[type[Fault], tuple[str, int]]:
+        return type(self), (str(self), self.code)
 
 
 def error_reply(reason: str, *, reply_to: Message) -> Message:
     """Return a reply that says a client failed, with the code of a `Fault`."""
-    code = reason.code if isinstance(reason, Fault) else NO_ANSWER
+    code = reason.code if isinstance(reason, Fault) else UNKNOWN
     return Message(Error(code=code, reason=str(reason)), reply_to=reply_to)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import platform
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from flwr.app import RecordDict
 
-from fedsim.engine.base import BlockApp, BlockGrid, State
+from fedsim.engine.base import BlockApp, BlockGrid
+from fedsim.engine.board import Boards
+from fedsim.engine.desk import LocalDesk
+from fedsim.engine.states import States, read_states, write_states
+from fedsim.engine.task import Task
+from fedsim.engine.usage import Usage, Worked
 from fedsim.errors import EngineError, FedSimError
-from fedsim.wire import Block
 
 if TYPE_CHECKING:
     from fedsim.settings import EngineSettings
@@ -34,45 +40,71 @@ def check_device(settings: EngineSettings) -> int:
 
 
 class LocalGrid(BlockGrid):
-    """Answers in this process.
+    """Answers in this process, when somebody asks for the answers.
+
+    A timeout cannot interrupt this process and is not looked at.
 
     Args:
         app: Answers for the clients.
         threads: Threads of linear algebra while clients train, as many as a Ray worker has.
+        states: Where clients' states are kept; closed with the grid.
     """
 
-    def __init__(self, app: BlockApp, threads: int = 1) -> None:
-        super().__init__(app)
+    def __init__(self, app: BlockApp, threads: int = 1, states: States | None = None) -> None:
+        super().__init__(app, states)
         self._threads = threads
-        self._states: dict[int, State] = {}
+        self._queue: list[Task] = []
+        self._boards = Boards()
+        self._used = Usage(workers=[Worked("this process", platform.node(), os.getpid())])
 
-    def answer(
-        self, kind: str, content: RecordDict, clients: Sequence[int], timeout: float | None
-    ) -> Mapping[int, tuple[Block, int] | str]:
-        """Run one block; a timeout cannot interrupt this process and is not looked at."""
-        del timeout
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        keeps = self.keeps(kind)
-        try:
-            reads = keeps or self._app.reads_state(kind)
-            units = self._app.units(kind, clients)
-            members = [client for unit in units for client in unit]
-            states = [self._states.get(client, {}) if reads else {} for client in members]
-            block, kept = self._app.run(kind, content, units, states)
-        except FedSimError:
-            raise
-        except Exception as error:
-            raise EngineError(f"engine: answering failed: {type(error).__name__}: {error}") from error
-        finally:
-            torch.set_num_threads(before)
-        if keeps:
-            self._states.update(zip(members, kept, strict=True))
-        return {client: (block, row) for row, client in enumerate(members)}
+    def start(self, task: Task) -> None:
+        """Put a task in the queue."""
+        self._queue.append(task)
 
-    def client_states(self) -> dict[int, State]:
-        """Return what every client keeps between rounds."""
-        return dict(self._states)
+    def finish(self, tasks: Sequence[Task], *, wait: bool) -> None:
+        """Answer in the order of the queue until these tasks are done, whether anybody would wait or not."""
+        del wait
+        while not all(task.done for task in tasks):
+            task = self._queue.pop(0)
+            began = time.perf_counter()
+            before = torch.get_num_threads()
+            torch.set_num_threads(self._threads)
+            try:
+                self._answer(task)
+            except FedSimError as error:
+                task.error = error
+            except Exception as error:
+                task.error = EngineError(f"engine: answering failed: {type(error).__name__}: {error}")
+                task.error.__cause__ = error
+            finally:
+                torch.set_num_threads(before)
+                task.done = True
+            self._used.workers[0].busy_s += time.perf_counter() - began
+            self._used.workers[0].answered += len(task.clients)
+
+    def usage(self) -> Usage:
+        """Return where the time went since the grid was opened."""
+        return self._used
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Remove what lies in shared memory."""
+        self._boards.close()
+        super().close()
+
+    def _answer(self, task: Task) -> None:
+        if not task.clients:
+            return
+        units = self._app.units(task.kind, task.clients)
+        members = [client for unit in units for client in unit]
+        places = [task.place_of[client] for client in members]
+        slips = self.slips_for(task)
+        states = read_states(self.states.folder, [slips[p] for p in places]) if slips else [{} for _ in members]
+        desk = LocalDesk(self._boards, places)
+        try:
+            block, kept = self._app.run(task.kind, task.content, units, states, desk)
+            task.merged = type(block).merged([(places, block)], len(members), desk.updates)
+        finally:
+            desk.leave(task.merged)
+        if task.keeps:
+            written = write_states(self.states.folder, self.states.new_file(), kept)
+            task.kept = dict(zip(members, written, strict=True))

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, Metric
 from numpy.typing import NDArray
 
 from fedsim.engine import flower
+from fedsim.engine.states import State
 
 ENVELOPE = "fedsim.envelope"
 """Key of the record that a request carries beside the app's own."""
@@ -23,8 +24,6 @@ ENVELOPE = "fedsim.envelope"
 STATE = "state"
 NOBODY = -1
 """Stands for no task in an envelope, whose lists hold numbers only."""
-
-State = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +34,11 @@ class Records:
         clients: Their numbers, K of them.
         contents: The content of each one's reply; None where there is an error.
         errors: Row -> what went wrong there, a `flower.Fault`.
-        updates: Always None: answers are records, there is nothing stacked.
-        posted: Always False.
     """
 
     clients: tuple[int, ...]
     contents: tuple[RecordDict | None, ...]
     errors: Mapping[int, str] = field(default_factory=dict)
-    updates: None = None
-    posted: bool = False
 
     @classmethod
     def merged(

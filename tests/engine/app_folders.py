@@ -28,7 +28,9 @@ def main(grid, context):
 """
 
 
-def write_app(folder: Path, *, client: str = "", server: str = SERVER, config: str = "", name: str = "little") -> Path:
+def write_app(
+    folder: Path, *, client: str = "", server: str = SERVER, config: str = "", name: str = "little"
+) -> Path:
     """Write an app of one package with client.py and server.py; `client` goes below CLIENT."""
     package = folder / name
     package.mkdir(parents=True)

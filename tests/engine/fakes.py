@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedsim import wire
+from fedsim.engine.task import Desk
 from fedsim.wire import Block
 
 State = dict[str, Any]
@@ -34,6 +35,12 @@ class FakeApp:
     def reads_state(self, kind: str) -> bool:
         return self.stateful and kind == "train"
 
+    def keeps_state(self, kind: str) -> bool:
+        return self.stateful and kind == "train"
+
+    def width(self, kind: str, content: RecordDict) -> int:
+        return wire.num_weights(content) if kind == "train" else 0
+
     def units(self, kind: str, clients: Sequence[int]) -> list[list[int]]:  # noqa: ARG002
         groups: dict[int, list[int]] = {}
         for client in clients:
@@ -44,7 +51,12 @@ class FakeApp:
         return 1.0 + client % 3
 
     def run(
-        self, kind: str, content: RecordDict, units: Sequence[Sequence[int]], states: Sequence[State]
+        self,
+        kind: str,
+        content: RecordDict,
+        units: Sequence[Sequence[int]],
+        states: Sequence[State],
+        desk: Desk,
     ) -> tuple[Block, list[State]]:
         clients = [client for unit in units for client in unit]
         request = wire.unpack_request(content)
@@ -70,7 +82,9 @@ class FakeApp:
             if self.stateful and kind == "train"
             else [{}] * len(clients)
         )
-        updates = np.stack([np.full(2, client + request.theta.sum(), np.float32) for client in clients])
+        if kind == "train":
+            for row, client in zip(desk.rows(2), clients, strict=True):
+                row[:] = client + request.theta.sum()
         numbers = {
             "client": np.asarray(clients, dtype=np.float64),
             "num-examples": np.ones(len(clients)),
@@ -78,7 +92,7 @@ class FakeApp:
             "pid": np.full(len(clients), float(os.getpid())),
             "block": np.full(len(clients), float(len(clients))),
         }
-        return Block(tuple(clients), numbers, updates if kind == "train" else None, errors), kept
+        return Block(tuple(clients), numbers, errors=errors, posted=kind == "train"), kept
 
 
 def content(value: float = 0.0, **settings: Any) -> RecordDict:

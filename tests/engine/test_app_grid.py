@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedsim.engine import flower, open_grid
 from fedsim.engine.app_grid import AppGrid, Tally
-from fedsim.engine.apps import FlowerClients, find_app
+from fedsim.engine.apps import FlowerApp, FlowerClients, find_app
 from fedsim.engine.base import BlockGrid
+from fedsim.engine.records import sealed
 from fedsim.errors import EngineError
 from fedsim.settings import EngineSettings
 from tests.engine.app_folders import own_imports, write_app
@@ -92,29 +93,57 @@ def query_bar(message, context):
 Open = Callable[..., AppGrid]
 
 
-@pytest.fixture(params=BACKENDS)
-def grids(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
-    """Open grids on an app of the code above, in this process or on Ray."""
-    if request.param == "ray":
-        request.getfixturevalue("ray_cluster")
+def opened(folder: Path, backend: str, num_nodes: int = 5, client: str = CLIENT) -> tuple[BlockGrid, FlowerApp]:
+    app = find_app(write_app(folder, client=client, config="lr = 0.1\nname = 'x'"), ["lr=0.5"])
+    return open_grid(
+        FlowerClients(app, num_nodes), EngineSettings.model_validate({"backend": backend, "workers": 2})
+    ), app
+
+
+def told(inner: BlockGrid, app: FlowerApp) -> AppGrid:
+    return AppGrid(inner, flower.described_run(app.name, app.version, app.overrides))
+
+
+@pytest.fixture(autouse=True)
+def _imports() -> Iterator[None]:
     with own_imports():
-        opened: list[BlockGrid] = []
+        yield
 
-        def make(num_nodes: int = 5, client: str = CLIENT) -> AppGrid:
-            folder = write_app(tmp_path / f"app{len(opened)}", client=client, config="lr = 0.1\nname = 'x'")
-            app = find_app(folder, ["lr=0.5"])
-            inner = open_grid(FlowerClients(app, num_nodes), EngineSettings(backend=request.param, workers=2))
-            opened.append(inner)
-            return AppGrid(inner, flower.described_run(app.name, app.version, app.overrides))
 
-        yield make
-        for grid in opened:
-            grid.close()
+@pytest.fixture(scope="module")
+def two_workers(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[BlockGrid, FlowerApp]]:
+    """One Ray grid for all tests: a worker takes seconds to start."""
+    inner, app = opened(tmp_path_factory.mktemp("app") / "app", "ray")
+    yield inner, app
+    inner.close()
 
 
 @pytest.fixture
-def grid(grids: Open) -> AppGrid:
-    return grids()
+def make(tmp_path: Path) -> Iterator[Open]:
+    """Open grids in this process on clients of any code."""
+    with ExitStack() as stack:
+
+        def made(num_nodes: int, client: str) -> AppGrid:
+            inner, app = opened(tmp_path / "app", "local", num_nodes, client)
+            stack.enter_context(inner)
+            return told(inner, app)
+
+        yield made
+
+
+@pytest.fixture(params=BACKENDS)
+def grid(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AppGrid]:
+    """Five nodes of the code above that keep nothing yet, in this process or on Ray."""
+    if request.param == "ray":
+        inner, app = request.getfixturevalue("two_workers")
+        inner.states.restore({})
+        yield told(inner, app)
+        return
+    inner, app = opened(tmp_path / "app", "local")
+    with inner:
+        yield told(inner, app)
 
 
 def content(word: str = "", **settings: Any) -> RecordDict:
@@ -145,7 +174,8 @@ class TestWhatAClientSees:
             letter = message.metadata
             assert letter.message_id
             assert seen["id"] == letter.message_id
-            assert (seen["src"], seen["dst"], seen["node"]) == (letter.src_node_id, letter.dst_node_id, letter.dst_node_id)
+            assert (seen["src"], seen["dst"]) == (letter.src_node_id, letter.dst_node_id)
+            assert seen["node"] == letter.dst_node_id
             assert (seen["group"], seen["ttl"], seen["created"]) == (letter.group_id, letter.ttl, letter.created_at)
             assert (seen["type"], seen["reply"]) == ("evaluate", "")
             assert seen["run"] == seen["context-run"] == letter.run_id == grid.run.run_id
@@ -218,8 +248,8 @@ class TestState:
         (third,) = answers(grid.send_and_receive(messages([2], "query.bar")))
         assert third["lifespan"] == "()()("
 
-    def test_changing_a_reply_changes_nothing_that_a_client_keeps(self, grids: Open) -> None:
-        grid = grids(
+    def test_changing_a_reply_changes_nothing_that_a_client_keeps(self, make: Open) -> None:
+        grid = make(
             1,
             """
             @app.train()
@@ -256,12 +286,20 @@ class TestErrors:
             ("return None", 0, "a ClientApp returns a Message, got NoneType"),
             ("return message", 0, "its reply answers another message"),
             ("return Message(RecordDict(), dst_node_id=1, message_type='train')", 0, "answers another message"),
-            ("context.run_config['lr'] = 3.0; return Message(RecordDict(), reply_to=message)", 0, "cannot be modified"),
-            ("context.state = 3; return Message(RecordDict(), reply_to=message)", 0, "context.state cannot be kept"),
+            (
+                "context.run_config['lr'] = 3.0; return Message(RecordDict(), reply_to=message)",
+                0,
+                "cannot be modified",
+            ),
+            (
+                "context.state = 3; return Message(RecordDict(), reply_to=message)",
+                0,
+                "context.state cannot be kept",
+            ),
         ],
     )
-    def test_a_client_that_does_what_it_must_not(self, grids: Open, body: str, code: int, said: str) -> None:
-        grid = grids(2, f"@app.train()\ndef train(message, context):\n    {body}\n")
+    def test_a_client_that_does_what_it_must_not(self, make: Open, body: str, code: int, said: str) -> None:
+        grid = make(2, f"@app.train()\ndef train(message, context):\n    {body}\n")
         for _ in range(2):
             first, second = grid.send_and_receive(messages([1, 2]))
             assert first.error.code == second.error.code == code
@@ -382,21 +420,32 @@ class TestTally:
         assert Tally().lines() == ["no messages were sent"]
 
 
+class FakeDesk:
+    """Notes whose turn it was."""
+
+    def __init__(self) -> None:
+        self.turns: list[int] = []
+
+    def rows(self, width: int) -> Any:
+        raise AssertionError(f"answers are records, nobody needs {width} numbers")
+
+    def turn_to(self, first: int, count: int = 1) -> None:
+        assert count == 1
+        self.turns.append(first)
+
+
 def test_clients_travel_without_what_they_have_loaded(tmp_path: Path) -> None:
     """Whoever needs the ClientApp imports it: an app's functions need not be picklable."""
-    import pickle
-
-    with own_imports():
-        clients = FlowerClients(find_app(write_app(tmp_path, client=CLIENT)), 3)
-        sent = messages([1])
-        from fedsim.engine.records import sealed
-
-        flower.set_identity()
-        flower.new_id(sent[0])
-        request = sealed(sent[0].content, sent)
-        block, kept = clients.run("train", request, [[0]], [{}])
-        assert block.content(0)["answer"]["asked"] == 1
-        again = pickle.loads(pickle.dumps(clients))
-        block, _ = again.run("train", request, [[0]], kept)
-        assert block.content(0)["answer"]["asked"] == 2
-        assert json.dumps(sys.path[0]) == json.dumps(str(tmp_path))
+    clients, desk = FlowerClients(find_app(write_app(tmp_path, client=CLIENT)), 3), FakeDesk()
+    sent = messages([1, 3])
+    flower.set_identity()
+    for message in sent:
+        flower.new_id(message)
+    request = sealed(sent[0].content, sent)
+    block, kept = clients.run("train", request, [[0], [2]], [{}, {}], desk)
+    assert [block.content(row)["answer"]["asked"] for row in (0, 1)] == [1, 1]
+    assert desk.turns == [0, 1]  # should one hang, it is named
+    again = pickle.loads(pickle.dumps(clients))
+    block, _ = again.run("train", request, [[2]], kept[1:], desk)
+    assert block.clients == (2,)
+    assert block.content(0)["answer"]["asked"] == 2

@@ -18,9 +18,10 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedsim.engine import board as boards_module
 from fedsim.engine.board import Boards, Reader
+from fedsim.errors import EngineError
 from fedsim.wire import Block
 
-pytestmark = pytest.mark.skipif(not boards_module.FOLDER.is_dir(), reason="no folder of shared memory here")
+FOLDER = next(folder for folder in boards_module.FOLDERS if folder.is_dir())
 
 REQUEST = pickle.dumps(RecordDict({"config": ConfigRecord({"round": 3})}))
 
@@ -35,11 +36,10 @@ def boards() -> Iterator[Boards]:
 def answered(boards: Boards, value: float, shape: tuple[int, int] = (3, 5)) -> tuple[str, Any]:
     """Let a worker write `value` into every row of a board; return the board's file and the rows."""
     board = boards.take(len(REQUEST), shape)
-    assert board is not None
     note = board.post(REQUEST, shape)
     reader = Reader()
     assert reader.request(note)["config"] == ConfigRecord({"round": 3})
-    reader.write(note, range(shape[0]), np.full(shape, value, np.float32))
+    reader.rows(note)[:] = value
     rows = board.rows(note)
     boards.give_back(board, rows)
     return note.path, rows
@@ -47,10 +47,9 @@ def answered(boards: Boards, value: float, shape: tuple[int, int] = (3, 5)) -> t
 
 def test_rows_come_back_where_they_were_meant_to_be(boards: Boards) -> None:
     board = boards.take(len(REQUEST), (4, 2))
-    assert board is not None
     note = board.post(REQUEST, (4, 2))
     for places in ([2, 0], [3, 1]):
-        Reader().write(note, places, np.array([[place, -place] for place in places], np.float32))
+        Reader().rows(note)[places] = [[place, -place] for place in places]
     np.testing.assert_array_equal(board.rows(note), [[k, -k] for k in range(4)])
 
 
@@ -81,7 +80,7 @@ def test_whatever_is_made_of_rows_keeps_them(boards: Boards, view: Any) -> None:
 
 
 def test_a_larger_request_gets_a_larger_board_and_the_files_are_removed(boards: Boards) -> None:
-    before = {file.name for file in boards_module.FOLDER.glob("fedsim-*")}
+    before = {file.name for file in FOLDER.glob("fedsim-*")}
     small, rows = answered(boards, 1.0)
     del rows
     gc.collect()
@@ -89,20 +88,47 @@ def test_a_larger_request_gets_a_larger_board_and_the_files_are_removed(boards: 
     assert not Path(small).exists()
     assert Path(large).exists()
     boards.close()
-    assert {file.name for file in boards_module.FOLDER.glob("fedsim-*")} <= before
+    assert {file.name for file in FOLDER.glob("fedsim-*")} <= before
     assert (rows == 1.0).all()  # what is mapped stays
 
 
-def test_without_room_there_is_no_board(boards: Boards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert boards.take(100, (2**40, 2**10)) is None
-    monkeypatch.setattr(boards_module, "FOLDER", tmp_path / "missing")
-    assert boards.take(100, (1, 1)) is None
+def test_without_room_anywhere_there_is_no_board(boards: Boards) -> None:
+    with pytest.raises(EngineError, match=r"no room for a request and 1099511627776 updates .* let fewer clients"):
+        boards.take(100, (2**40, 2**10))
+
+
+def test_where_shared_memory_is_full_a_board_lies_on_disk(
+    boards: Boards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(boards_module, "FOLDERS", (tmp_path / "missing", tmp_path))
+    path, rows = answered(boards, 4.0)
+    assert Path(path).parent == tmp_path
+    assert (rows == 4.0).all()
+
+
+def test_a_request_is_read_once_and_the_next_one_on_the_same_board_again(boards: Boards) -> None:
+    reader, board = Reader(), boards.take(1000, (1, 1))
+    for value in (1, 2):
+        note = board.post(pickle.dumps(RecordDict({"config": ConfigRecord({"round": value})})), (1, 1))
+        first = reader.request(note)
+        assert reader.request(note) is first
+        assert first["config"] == ConfigRecord({"round": value})
+
+
+def test_many_boards_in_turn_are_read_by_one_worker(boards: Boards) -> None:
+    reader = Reader()
+    several = [boards.take(100, (2, 3)) for _ in range(2 * boards_module.MAPS)]
+    for _ in range(2):
+        for value, board in enumerate(several):
+            note = board.post(REQUEST, (2, 3))
+            reader.rows(note)[:] = value
+            assert (board.rows(note) == value).all()
 
 
 def test_what_a_killed_process_left_behind_is_removed() -> None:
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left = boards_module.FOLDER / f"{boards_module.PREFIX}{gone.stdout.strip()}-left"
-    mine = boards_module.FOLDER / f"{boards_module.PREFIX}{os.getpid()}-mine"
+    left = FOLDER / f"{boards_module.PREFIX}{gone.stdout.strip()}-left"
+    mine = FOLDER / f"{boards_module.PREFIX}{os.getpid()}-mine"
     try:
         left.write_bytes(b"x")
         mine.write_bytes(b"x")
@@ -114,9 +140,12 @@ def test_what_a_killed_process_left_behind_is_removed() -> None:
             file.unlink(missing_ok=True)
 
 
-def test_a_worker_that_reads_another_file_of_that_name_is_elsewhere() -> None:
-    with boards_module.probe() as (path, token):
-        assert boards_module.readable(path, token)
-        assert not boards_module.readable(path, "another")
-    assert not boards_module.readable(path, token)
-    assert not boards_module.readable("", token)
+def test_a_worker_that_reads_another_file_of_that_name_is_elsewhere(tmp_path: Path) -> None:
+    probe = boards_module.Probe([tmp_path])
+    assert len(probe.paths) == 1 + sum(folder.is_dir() for folder in boards_module.FOLDERS)
+    assert boards_module.readable(probe.paths, probe.token)
+    assert not boards_module.readable(probe.paths, "another")
+    assert not boards_module.readable([*probe.paths, str(tmp_path / "missing")], probe.token)
+    assert not boards_module.readable([], probe.token)
+    probe.close()
+    assert not any(Path(path).exists() for path in probe.paths)

@@ -62,7 +62,7 @@ def test_replies_answer_their_message() -> None:
     message = Message(RecordDict(), dst_node_id=4, message_type="train")
     flower.give_id(message)
     failed = flower.error_reply("no memory", reply_to=message)
-    lazy = flower.LazyReply(RecordDict, reply_to=message, block=None, row=0)
+    lazy = flower.LazyReply(lambda _: RecordDict(), reply_to=message, block=None, row=0)
     for reply in (failed, lazy):
         assert reply.metadata.reply_to_message_id == message.metadata.message_id
         assert reply.metadata.src_node_id == 4
@@ -79,11 +79,9 @@ def test_a_reply_made_beside_another_is_what_the_constructor_makes() -> None:
         for node, ttl in ((3, 100.0), (7, 50.0))
     ]
     ids = [flower.give_id(message) for message in messages]
-    first = flower.LazyReply(
-        lambda: RecordDict({"a": MetricRecord({"row": 0})}), reply_to=messages[0], block="b", row=0
-    )
-    make = lambda: RecordDict({"a": MetricRecord({"row": 1})})  # noqa: E731
-    second = first.beside(make, reply_to=messages[1], row=1)
+    make = lambda row: RecordDict({"a": MetricRecord({"row": row})})  # noqa: E731
+    first = flower.LazyReply(make, reply_to=messages[0], block="b", row=0)
+    second = first.beside(reply_to=messages[1], row=1)
     anew = flower.LazyReply(make, reply_to=messages[1], block="b", row=1)
     found, expected = (dict(reply.metadata.__dict__) for reply in (second, anew))
     for name in ("_created_at", "_ttl"):

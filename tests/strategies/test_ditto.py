@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import clients.app
+import clients.client_app
 from clients.app import LocalApp
 from fedsim import seeds
 from fedsim.engine.base import BlockGrid
@@ -213,7 +213,7 @@ class TestFlowersClientApp:
     def test_it_gives_the_bits_of_the_grid(self, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
         study = Study(strategy)
         local = LocalApp(study.scenario, federation())
-        monkeypatch.setattr(clients.app, "_app_of", lambda *_: local)
+        monkeypatch.setattr(clients.client_app, "_app_of", lambda *_: local)
         run_config: Any = {"scenario": "", "overrides": ""}
         contexts = [
             Context(1, k + 1, {"partition-id": k}, RecordDict(), cast(Any, run_config)) for k in range(NUM_CLIENTS)
@@ -221,7 +221,11 @@ class TestFlowersClientApp:
 
         def ask(message: Message) -> Message:
             give_id(message)
-            handle = clients.app.train if message.metadata.message_type == "train" else clients.app.evaluate_client
+            handle = (
+                clients.client_app.train
+                if message.metadata.message_type == "train"
+                else clients.client_app.evaluate_client
+            )
             return handle(message, contexts[message.metadata.dst_node_id - 1])
 
         for _ in range(4):
@@ -276,20 +280,12 @@ class TestScenario:
 @pytest.fixture(scope="module")
 def workers(ray_cluster: None) -> Iterator[Any]:
     """One Ray grid that can be given another application: workers start slowly."""
-    import ray
-
     from fedsim.engine.grid import RayGrid
 
     grid = RayGrid(LocalApp(scenario_of("ditto"), federation()), EngineSettings(workers=3))
 
     def use(app: LocalApp) -> RayGrid:
-        grid._app, grid._states = app, {}
-        shared = ray.put(app)
-
-        def take(worker: Any, given: Any) -> None:
-            worker._app = given
-
-        ray.get([worker.__ray_call__.remote(take, shared) for worker in grid._workers])
+        grid.change(app)
         return grid
 
     yield use

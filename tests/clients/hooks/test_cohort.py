@@ -20,6 +20,7 @@ from clients.app import LocalApp
 from clients.resident import flat_network
 from clients.steps import Client
 from fedsim import wire
+from fedsim.engine.desk import ArrayDesk
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
 from fedsim.parameters import FlatNetwork
@@ -170,7 +171,8 @@ def answer(app: LocalApp, federation: Federation, units: Sequence[Sequence[int]]
     split = network.layout.split(network.theta.numpy())
     request = wire.pack_request(wire.pack_arrays(split), ConfigRecord(), 1, wants_update=True)
     count = sum(len(unit) for unit in units)
-    return app.run(kind, request, units, [{}] * count)[0]
+    desk = ArrayDesk(count)
+    return desk.signed(app.run(kind, request, units, [{}] * count, desk)[0])
 
 
 def by_client(block: Block, column: str) -> dict[int, float]:
@@ -330,6 +332,6 @@ class TestFailures:
         arrays = wire.pack_arrays(network.layout.split(network.theta.numpy()))
         request = wire.pack_request(arrays, ConfigRecord(), 1, wants_update=True)
         before: list[Any] = [{"fed_it.centroids": np.eye(10, dtype=np.float32)}, {}]
-        block, kept = app.run("train", request, [[0, 1]], before)
+        block, kept = app.run("train", request, [[0, 1]], before, ArrayDesk(2))
         assert set(block.errors) == {0, 1}
         assert kept == before

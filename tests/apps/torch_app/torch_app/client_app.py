@@ -52,7 +52,9 @@ def train_fn(message: Message, context: Context) -> Message:
     rounds = context.state.get("rounds", ConfigRecord({"trained": 0}))
     rounds["trained"] += 1
     context.state["rounds"] = rounds
-    metrics = MetricRecord({**_who(context), "num-examples": len(labels), "loss": loss, "rounds": rounds["trained"]})
+    metrics = MetricRecord(
+        {**_who(context), "num-examples": len(labels), "loss": loss, "rounds": rounds["trained"]}
+    )
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     return Message(content=content, reply_to=message)
 

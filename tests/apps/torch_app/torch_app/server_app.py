@@ -97,4 +97,3 @@ def _ask(grid, messages, found):
             }
         )
     return replies
-

@@ -19,7 +19,9 @@ def main(grid: Grid, context: Context) -> None:
         timeout = context.run_config["timeout"]
         replies = list(grid.send_and_receive(messages, timeout=timeout if timeout > 0 else None))
         said = {
-            reply.metadata.src_node_id: reply.error.code if reply.has_error() else reply.content["metrics"]["trained"]
+            reply.metadata.src_node_id: reply.error.code
+            if reply.has_error()
+            else reply.content["metrics"]["trained"]
             for reply in replies
         }
         reasons = sorted(reply.error.reason for reply in replies if reply.has_error())
