@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,11 @@ from flwr.serverapp import Grid
 from fedsim.engine import flower
 from fedsim.engine.base import BlockGrid
 from fedsim.engine.flower import Run
-from fedsim.engine.records import sealed
+from fedsim.engine.records import heard, sealed
+from fedsim.sentences import some
+
+POLL_S = 0.002
+"""Seconds between two looks of a thread that waits for replies."""
 
 SHOWN = 3
 """Failing nodes that a summary names with their reason."""
@@ -25,44 +30,48 @@ class Tally:
 
     Attributes:
         answered: Message type -> number of replies with content.
-        failures: Of each error reply the node, the message type and the reason.
-        silent: The same of each message without an answer in time.
-        open: Id -> node and message type of what was pushed and not pulled yet.
+        failed: Node, message type and reason in a line -> number of messages that failed, or had no answer in time.
+        first: Of the first error reply the node, the message type and the whole reason.
+        open: Id -> node of what has no answer yet, or one that was not pulled.
         took_s: Seconds that the run took.
     """
 
     answered: Counter[str] = field(default_factory=Counter)
-    failures: list[tuple[int, str, str]] = field(default_factory=list)
-    silent: list[tuple[int, str, str]] = field(default_factory=list)
-    open: dict[str, tuple[int, str]] = field(default_factory=dict)
+    failed: Counter[tuple[int, str, str]] = field(default_factory=Counter)
+    first: tuple[int, str, str] | None = None
+    open: dict[str, int] = field(default_factory=dict)
     took_s: float = 0.0
 
     @property
     def fruitless(self) -> bool:
-        """Whether messages were sent and no client answered any of them."""
-        return bool(self.failures or self.silent) and not self.answered
+        """Whether messages failed and no client answered any."""
+        return bool(self.failed) and not self.answered
+
+    def failure(self, node: int, kind: str, reason: str) -> None:
+        """Take down that a message failed."""
+        self.failed[node, kind, last_line(reason)] += 1
+        if self.first is None:
+            self.first = node, kind, reason
 
     def lines(self) -> list[str]:
         """Return the summary for a terminal."""
-        total = sum(self.answered.values())
-        if not (total or self.failures or self.silent or self.open):
+        if not (self.answered or self.failed or self.open):
             return ["no messages were sent"]
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.answered.items()))
-        first = f"{total} messages answered in {self.took_s:.1f} s" + (f": {kinds}" if kinds else "")
+        total = f"{sum(self.answered.values())} messages answered in {self.took_s:.1f} s"
+        lines = [f"{total}: {kinds}" if kinds else total]
         if self.open:
-            first += f"; {len(self.open)} pushed and never pulled"
-        lines = [first]
-        by_node: dict[int, list[tuple[str, str]]] = {}
-        for node, kind, reason in [*self.failures, *self.silent]:
-            by_node.setdefault(node, []).append((kind, last_line(reason)))
-        if by_node:
-            number = len(self.failures) + len(self.silent)
-            lines.append(f"{number} messages failed, of {_nodes(sorted(by_node))}")
-        for node, found in sorted(by_node.items())[:SHOWN]:
-            for (kind, reason), count in Counter(found).items():
-                lines.append(f"  node {node} (partition {node - 1}), {count} x {kind}: {reason}")
-        if len(by_node) > SHOWN:
-            lines.append(f"  ... and {len(by_node) - SHOWN} more nodes")
+            lines.append(f"{len(self.open)} not answered yet or not pulled, of {_nodes(self.open.values())}")
+        nodes = sorted({node for node, _, _ in self.failed})
+        if nodes:
+            lines.append(f"{sum(self.failed.values())} messages failed, of {_nodes(nodes)}")
+        shown = [key for key in sorted(self.failed) if key[0] in nodes[:SHOWN]]
+        for node, kind, reason in shown:
+            lines.append(
+                f"  node {node} (partition {node - 1}), {self.failed[node, kind, reason]} x {kind}: {reason}"
+            )
+        if len(nodes) > SHOWN:
+            lines.append(f"  ... and {len(nodes) - SHOWN} more nodes")
         return lines
 
 
@@ -71,7 +80,7 @@ class AppGrid(Grid):
 
     Beside what the grid below does: every sending gives a message a new id, nodes get all of a message's metadata,
     records changed after sending are not changed for the nodes, what has no answer in time is left out rather than
-    answered with an error, and one thread at a time is served.
+    answered with an error, what clients in other processes printed is printed, and several threads may ask.
 
     Args:
         inner: Answers; made for `FlowerClients`.
@@ -115,12 +124,10 @@ class AppGrid(Grid):
             ValueError: One cannot be sent.
             EngineError: One is for no node.
         """
-        sent = list(messages)
+        sent = _prepared(list(messages), together=False)
         with self._lock:
-            ids = self._inner.push_messages(_prepared(sent, together=False))
-            for message in sent:
-                letter = message.metadata
-                self.tally.open[letter.message_id] = letter.dst_node_id, letter.message_type
+            ids = self._inner.push_messages(sent)
+            self._sent(sent)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -130,10 +137,7 @@ class AppGrid(Grid):
             EngineError: The workers are gone.
         """
         with self._lock:
-            replies = self._inner.pull_messages(message_ids)
-            for reply in replies:
-                self.tally.open.pop(reply.metadata.reply_to_message_id, None)
-            return self._taken(replies)
+            return self._taken(self._inner.pull_messages(message_ids))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies in the order of the messages, none of nodes that took too long.
@@ -142,25 +146,40 @@ class AppGrid(Grid):
             ValueError: One cannot be sent.
             EngineError: One is for no node, or the workers are gone.
         """
+        sent = _prepared(list(messages), together=True)
         with self._lock:
-            return self._taken(
-                self._inner.send_and_receive(_prepared(list(messages), together=True), timeout=timeout)
-            )
+            submitted = self._inner.submit(sent, timeout=timeout)
+            self._sent(sent)
+            if threading.current_thread() is threading.main_thread():
+                return self._taken(submitted.replies())
+        # Other threads may want to ask at the same time, as those of Flower's older Server do.
+        tasks = list(dict.fromkeys(task for task, _ in submitted.entries))
+        while True:
+            with self._lock:
+                self._inner.finish(tasks, wait=False)
+                if all(task.done for task in tasks):
+                    return self._taken(submitted.replies())
+            time.sleep(POLL_S)
+
+    def _sent(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self.tally.open[message.metadata.message_id] = message.metadata.dst_node_id
 
     def _taken(self, replies: Sequence[Message]) -> list[Message]:
+        """Count replies, print what clients printed, and leave out those that came too late."""
         kept = []
         for reply in replies:
             node, kind = reply.metadata.src_node_id, reply.metadata.message_type
-            if not reply.has_error():
-                self.tally.answered[kind] += 1
-                kept.append(reply)
-                continue
-            failure = node, kind, reply.error.reason or f"error code {reply.error.code}"
-            if reply.error.code == flower.NO_ANSWER:
-                self.tally.silent.append(failure)
+            self.tally.open.pop(reply.metadata.reply_to_message_id, None)
+            if reply.has_error():
+                self.tally.failure(node, kind, reply.error.reason or f"error code {reply.error.code}")
+                if reply.error.code == flower.NO_ANSWER:
+                    continue
             else:
-                self.tally.failures.append(failure)
-                kept.append(reply)
+                self.tally.answered[kind] += 1
+                for line in heard(reply.content):
+                    print(f"[node {node}] {line}")
+            kept.append(reply)
         return kept
 
 
@@ -197,8 +216,6 @@ def _prepared(messages: Sequence[Message], *, together: bool) -> list[Message]:
     return [found[place] for place in range(len(messages))]
 
 
-def _nodes(nodes: Sequence[int]) -> str:
-    shown = ", ".join(str(node) for node in nodes[:8])
-    if len(nodes) > 8:
-        shown += f", ... ({len(nodes)} in all)"
-    return f"node {shown}" if len(nodes) == 1 else f"nodes {shown}"
+def _nodes(nodes: Iterable[int]) -> str:
+    distinct = sorted(set(nodes))
+    return f"node {distinct[0]}" if len(distinct) == 1 else f"nodes {some(distinct)}"

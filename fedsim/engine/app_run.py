@@ -47,8 +47,6 @@ def run_app(
     clients = FlowerClients(app, num_nodes, hide_gpus=settings.gpus_per_worker == 0)
     workers = "this process" if settings.backend == "local" else "Ray workers"
     say(f"{app.name} {app.version}: {num_nodes} nodes in {workers}")
-    if flower.is_old_style(server):
-        say(f"{app.server} is of the older kind: it asks one node after the other; Message API asks all at once")
     with open_grid(clients, settings) as inner:
         grid = AppGrid(inner, flower.described_run(app.name, app.version, app.overrides))
         began = time.perf_counter()
@@ -78,7 +76,6 @@ def _server_context(app: FlowerApp) -> Context:
 
 
 def _fruitless(tally: Tally, app: FlowerApp) -> str:
-    if not tally.failures:
-        return f"{app.client}: no node answered in time"
-    node, kind, reason = tally.failures[0]
+    assert tally.first is not None
+    node, kind, reason = tally.first
     return f"{app.client}: every message failed; the first, {kind} of node {node}:\n{reason}"

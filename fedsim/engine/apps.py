@@ -5,8 +5,10 @@ The app is any folder with a pyproject.toml that names a ServerApp and a ClientA
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
@@ -23,7 +25,7 @@ from flwr.serverapp import ServerApp
 
 from fedsim.engine import flower
 from fedsim.engine.flower import Fault
-from fedsim.engine.records import Records, opened, pack_state, unpack_state
+from fedsim.engine.records import Records, opened, pack_state, unpack_state, with_said
 from fedsim.engine.states import State
 from fedsim.engine.task import Desk
 from fedsim.errors import AppError
@@ -216,10 +218,13 @@ class FlowerClients:
             state=unpack_state(state),
             run_config=dict(self._app.run_config),
         )
+        said = io.StringIO()
         try:
-            reply = app(message, context)
+            # Nobody sees what a worker prints, so it travels with the reply.
+            with contextlib.nullcontext() if os.getpid() == self._home else contextlib.redirect_stdout(said):
+                reply = app(message, context)
         except (Exception, SystemExit) as error:
-            return Fault(_reason(error, self._app.folder)), state
+            return Fault(_reason(error, self._app.folder, said.getvalue())), state
         problem = _fault(reply, message)
         if problem is not None:
             return Fault(f"{self._app.client}: {problem}", flower.UNKNOWN), state
@@ -231,7 +236,7 @@ class FlowerClients:
             return Fault(f"{self._app.client}: its context.state cannot be kept: {error}", flower.UNKNOWN), state
         if reply.has_error():
             return Fault(reply.error.reason or "", reply.error.code), left
-        return reply.content, left
+        return with_said(reply.content, said.getvalue()), left
 
     def _here_loaded(self) -> ClientApp:
         if self._loaded is None:
@@ -267,9 +272,10 @@ def _from_app_on(trace: TracebackType | None, folder: Path) -> TracebackType | N
     return trace
 
 
-def _reason(error: BaseException, folder: Path) -> str:
+def _reason(error: BaseException, folder: Path, said: str) -> str:
     """Return what Flower says of an exception in a ClientApp, and below it where in the app it was."""
-    return f"{type(error)}:<'{error}'>\n{app_traceback(error, folder)}"
+    printed = f"it printed:\n{said.rstrip()}\n" if said else ""
+    return f"{type(error)}:<'{error}'>\n{printed}{app_traceback(error, folder)}"
 
 
 def _fault(reply: object, message: Message) -> str | None:

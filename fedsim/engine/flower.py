@@ -20,7 +20,6 @@ from flwr.common.config import flatten_dict, get_project_config, parse_config_ar
 from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
-from flwr.serverapp import ServerApp
 from flwr.supercore.date import now
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -243,8 +242,3 @@ def flat(config: Mapping[str, Any]) -> UserConfig:
         ValueError: A value is no bool, int, float or string.
     """
     return flatten_dict(dict(config))
-
-
-def is_old_style(app: ServerApp) -> bool:
-    """Say whether a ServerApp has no main function: Flower's older Server then asks each node from a thread."""
-    return app._main is None

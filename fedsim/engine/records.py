@@ -21,6 +21,9 @@ from fedsim.engine.states import State
 ENVELOPE = "fedsim.envelope"
 """Key of the record that a request carries beside the app's own."""
 
+SAID = "fedsim.said"
+"""Key of the record that a reply carries beside the app's own when its client printed something."""
+
 STATE = "state"
 NOBODY = -1
 """Stands for no task in an envelope, whose lists hold numbers only."""
@@ -131,6 +134,22 @@ def opened(kind: str, request: RecordDict, nodes: Sequence[int]) -> list[Message
         )
         found.append(flower.delivered(metadata, own_copy(RecordDict(dict(content)))))
     return found
+
+
+def with_said(content: RecordDict, text: str) -> RecordDict:
+    """Return the content of a reply with what its client printed."""
+    if not text:
+        return content
+    return RecordDict({**content, SAID: ConfigRecord({SAID: text})})
+
+
+def heard(content: RecordDict) -> list[str]:
+    """Take what a client printed out of the content of its reply, line by line."""
+    if SAID not in content:
+        return []
+    text = str(content[SAID][SAID])
+    del content[SAID]
+    return text.splitlines()
 
 
 def pack_state(records: RecordDict) -> State:

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-APPS = Path(__file__).resolve().parents[1] / "apps"
+from fedsim.engine.apps import OURS
+
+HOME = Path(__file__).resolve().parents[2]
+APPS = HOME / "tests" / "apps"
 
 CLIENT = """
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -59,7 +62,7 @@ clientapp = "{name}.client:app"
 
 @contextmanager
 def own_imports() -> Iterator[None]:
-    """Leave sys.path, sys.modules and the working directory as they were."""
+    """Forget the modules of apps afterwards; leave sys.path and the working directory as they were."""
     path, modules, here = list(sys.path), dict(sys.modules), Path.cwd()
     try:
         yield
@@ -67,9 +70,14 @@ def own_imports() -> Iterator[None]:
         os.chdir(here)
         sys.path[:] = path
         for name in set(sys.modules) - set(modules):
-            file = getattr(sys.modules[name], "__file__", None)
-            if file is not None and not any(file.startswith(place) for place in (sys.prefix, sys.base_prefix)):
+            if _of_an_app(sys.modules[name]):
                 del sys.modules[name]
-        for name in ("clients", "strategies"):
-            if name in modules and sys.modules.get(name) is not modules[name]:
-                sys.modules.update({known: kept for known, kept in modules.items() if known.split(".")[0] == name})
+        sys.modules.update({name: kept for name, kept in modules.items() if name.split(".")[0] in OURS})
+
+
+def _of_an_app(module: object) -> bool:
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return False
+    places = Path(file).parents
+    return APPS in places or not any(Path(place) in places for place in (sys.prefix, sys.base_prefix, HOME))

@@ -17,6 +17,7 @@ from fedsim.engine import flower, open_grid
 from fedsim.engine.app_grid import AppGrid, Tally
 from fedsim.engine.apps import FlowerApp, FlowerClients, find_app
 from fedsim.engine.base import BlockGrid
+from fedsim.engine.local import LocalGrid
 from fedsim.engine.records import sealed
 from fedsim.errors import EngineError
 from fedsim.settings import EngineSettings
@@ -58,6 +59,8 @@ def answer(name, message, context):
     count["asked"] += 1
     context.state["count"] = count
     config = message.content["config"]
+    if config.get("say"):
+        print(config["say"])
     if config.get("sleep"):
         time.sleep(config["sleep"])
     if config.get("victim") == context.node_id:
@@ -368,6 +371,28 @@ class TestTheGrid:
             time.sleep(0.01)
         assert words == ["as sent"] * 5
 
+    def test_what_is_pushed_comes_back_node_by_node(self, grid: AppGrid) -> None:
+        """One content for all: who is done need not wait for who is not."""
+        shared = content(sleep=0.3)
+        ids = grid.push_messages([Message(shared, dst_node_id=n, message_type="train") for n in (1, 2, 3, 4, 5)])
+        came: list[int] = []
+        left = set(ids)
+        while left:
+            replies = grid.pull_messages(left)
+            left -= {reply.metadata.reply_to_message_id for reply in replies}
+            came += [len(replies)] if replies else []
+            time.sleep(0.01)
+        assert sum(came) == 5
+        assert len(came) > 1 or isinstance(grid._inner, LocalGrid)
+
+    def test_what_clients_print_is_printed(self, grid: AppGrid, capsys: pytest.CaptureFixture[str]) -> None:
+        (reply,) = grid.send_and_receive(messages([3], say="hello\nthere"))
+        said = capsys.readouterr().out
+        assert said in ("hello\nthere\n", "[node 3] hello\n[node 3] there\n")
+        assert set(reply.content) == {"answer"}
+        (failed,) = grid.send_and_receive(messages([3], say="almost", victim=3))
+        assert "almost" in capsys.readouterr().out + str(failed.error.reason)
+
     def test_several_threads_may_ask(self, grid: AppGrid) -> None:
         found: dict[int, list[int]] = {}
 
@@ -400,18 +425,23 @@ class TestTally:
         grid.send_and_receive(messages([2, 3], victim=2))
         grid.send_and_receive(messages([2], victim=2))
         grid.push_messages(messages([4, 5]))
-        first, second, third = grid.tally.lines()
+        first, waiting, second, third = grid.tally.lines()
         assert first.startswith("6 messages answered in ")
-        assert first.endswith("2 evaluate, 4 train; 2 pushed and never pulled")
+        assert first.endswith(": 2 evaluate, 4 train")
+        assert waiting == "2 not answered yet or not pulled, of nodes 4, 5"
         assert second == "2 messages failed, of node 2"
         assert third == "  node 2 (partition 1), 2 x train: LookupError: nobody home"
         assert not grid.tally.fruitless
 
     def test_many_nodes_are_not_all_listed(self) -> None:
-        tally = Tally(failures=[(node, "train", "boom") for node in range(1, 13)])
+        tally = Tally()
+        for node in range(12, 0, -1):
+            tally.failure(node, "train", "Traceback:\n  ...\nboom\n")
+        assert tally.first == (12, "train", "Traceback:\n  ...\nboom\n")
         assert tally.fruitless
         lines = tally.lines()
         assert lines[1] == "12 messages failed, of nodes 1, 2, 3, 4, 5, 6, 7, 8, ... (12 in all)"
+        assert lines[2] == "  node 1 (partition 0), 1 x train: boom"
         assert lines[-1] == "  ... and 9 more nodes"
         assert len(lines) == 6
 
