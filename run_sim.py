@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The command line of fedsim: run, report, check, list, app.
+"""The command line of fedsim: run, resume, report, check, list, app.
 
 python run_sim.py run scenarios/quickstart.toml --set strategy.name=fedavg --set seed=1
 """
@@ -66,6 +66,21 @@ def run(
 
 
 @cli.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    changes: SetOption = None,
+    data: DataOption = None,
+) -> None:
+    """Go on with a run that was killed, interrupted or stopped by a failure."""
+    from fedsim.simulation import resume as go_on
+
+    _set_data(data)
+    go_on(folder, changes or [])
+    typer.echo(f"report: {folder / 'report.html'}")
+    typer.echo(folder)
+
+
+@cli.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write the report of a run folder again."""
     from fedsim.report import write_report
@@ -90,8 +105,9 @@ def list_(
     family: Annotated[
         str | None,
         typer.Argument(
-            help="strategies, datasets, partitions, models, hooks, metrics or scenarios; one of them by name; or "
-            "a table: client, server, engine, evaluation."
+            help="strategies, datasets, partitions, models, hooks, metrics, availability, rates, "
+            "partial_work or scenarios; one of them by name; or a table: client, server, engine, evaluation, "
+            "system."
         ),
     ] = None,
 ) -> None:

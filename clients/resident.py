@@ -43,15 +43,15 @@ class Resident:
             self.objective = Objective(scenario.client.named_hooks, shapes)
             self.objective.files = teachers_of(self.objective, self.model)
 
-    def client(self, seed: int, server_round: int, client: int, state: State) -> Client:
-        """Return a client as local training sees it."""
+    def client(self, seed: int, server_round: int, client: int, state: State, share: float = 1.0) -> Client:
+        """Return a client as local training sees it, taking a share of its local steps."""
         offsets = self._federation.train_offsets
 
         def stream(purpose: str) -> torch.Generator:
             return seeds.generator(seed, purpose, server_round, client)
 
         rows = range(int(offsets[client]), int(offsets[client + 1]))
-        return Client(rows, stream, self.tensors(state))
+        return Client(rows, stream, self.tensors(state), share)
 
     def tensors(self, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, torch.Tensor]:
         """Return copies on the device: what comes from shared memory is read-only."""

@@ -5,11 +5,12 @@ Flower's own `Strategy.start` keeps aggregates only, starts at round 1 and calls
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -18,12 +19,32 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.averages import Average
 from fedsim.errors import RoundError
 from fedsim.parameters import Layout
+from fedsim.system.plan import Plan
 from fedsim.wire import EXAMPLES, Answer, pack_arrays, read, unpack_arrays
 
 Measured = Mapping[str, float | list[float]]
 """Name -> number, or one number per class or group."""
 
 CentralEvaluation = Callable[[int, ArrayRecord], Measured]
+
+log = logging.getLogger("fedsim")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the rounds to come depend on beside the model, as it was when a round was aggregated; plain data.
+
+    Attributes:
+        strategy: The strategy's memory.
+        average: State of the average over rounds; empty without one.
+        system: Memory of the simulated devices; None without any.
+        clients: Client -> where its state is; None if the grid keeps states in a way of its own.
+    """
+
+    strategy: Mapping[str, Any]
+    average: Mapping[str, Any]
+    system: Mapping[str, Any] | None
+    clients: Mapping[int, str] | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,8 @@ class Round:
         failures: Clients left out of the aggregation or the evaluation, with the cause.
         central: Metrics on the common test set.
         seconds: Phase -> seconds: train, aggregate, evaluate, total.
+        kept: What a checkpoint needs beside the model; None where none is due or possible.
+        system: What became of the round on the virtual clock, where there is one.
     """
 
     number: int
@@ -53,6 +76,8 @@ class Round:
     failures: tuple[Answer, ...] = ()
     central: Measured = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    kept: Kept | None = None
+    system: Plan | None = None
 
 
 class Callback(Protocol):
@@ -74,6 +99,8 @@ def run_rounds(
     callbacks: Sequence[Callback] = (),
     timeout: float | None = None,
     average: Average | None = None,
+    after: Round | None = None,
+    keep_every: int = 0,
 ) -> ArrayRecord:
     """Train for a number of rounds and return the final model served.
 
@@ -87,6 +114,10 @@ def run_rounds(
         callbacks: Told about every round.
         timeout: Seconds to wait for the clients of one round.
         average: Average over rounds that is evaluated and returned in place of the last model.
+        after: The last finished round of a run to go on with, whose `kept` the strategy, the average and the grid
+            have been given back; None begins with round 0.
+        keep_every: Rounds between two that are handed over with what a checkpoint needs, the last one always; 0 for
+            none.
 
     Raises:
         ClientError: A client failed and the strategy does not tolerate it.
@@ -94,10 +125,13 @@ def run_rounds(
     """
     strategy.summary()
     loop = _Loop(strategy, grid, central, timeout, average)
-    served = arrays
-    for number in range(num_rounds + 1):
+    served, first = arrays, 0
+    if after is not None:
+        arrays, served, first = after.arrays, after.served, after.number + 1
+    for number in range(first, num_rounds + 1):
         evaluates = number % evaluate_every == 0 or number == num_rounds
-        finished = loop.round(number, arrays, evaluates=evaluates)
+        keeps = keep_every > 0 and (number % keep_every == 0 or number == num_rounds)
+        finished = loop.round(number, arrays, evaluates=evaluates, keeps=keeps)
         arrays, served = finished.arrays, finished.served
         for callback in callbacks:
             callback(finished)
@@ -116,13 +150,14 @@ class _Loop:
         self._strategy, self._grid, self._central, self._timeout = strategy, grid, central, timeout
         self._average = average
 
-    def round(self, number: int, arrays: ArrayRecord, *, evaluates: bool) -> Round:
+    def round(self, number: int, arrays: ArrayRecord, *, evaluates: bool, keeps: bool) -> Round:
         """Train (not in round 0) and evaluate (when due)."""
         clock = _Clock()
         trained: list[Message] = []
         if number > 0:
             trained, arrays = self._train(number, arrays, clock)
         served = self._served(arrays) if number > 0 else arrays
+        kept = self._kept() if keeps else None  # now: whoever reads it later must not see a later round's
         evaluated = self._evaluate(number, served) if evaluates else []
         central = self._central(number, served) if evaluates and self._central else {}
         clock.lap("evaluate")
@@ -140,6 +175,26 @@ class _Loop:
             failures=(*(last.failures if last else ()), *(a for a in answers if a.error is not None)),
             central=central,
             seconds=clock.seconds(),
+            system=getattr(last, "system", None),
+            kept=kept,
+        )
+
+    def _kept(self) -> Kept | None:
+        """Return the present state of everything; memories are replaced from round to round, never edited."""
+        states = getattr(self._grid, "states", None)
+        system = getattr(self._strategy, "system", None)
+        try:
+            memory = getattr(self._strategy, "memory", None)
+        except TypeError as error:  # a strategy of somebody else's that keeps more than plain data
+            memory = None
+            log.warning("no checkpoint: %s", error)
+        if memory is None:
+            return None
+        return Kept(
+            strategy=memory,
+            average=self._average.state() if self._average is not None else {},
+            system=getattr(system, "memory", None),
+            clients=states.index() if states is not None else None,
         )
 
     def _train(self, number: int, arrays: ArrayRecord, clock: _Clock) -> tuple[list[Message], ArrayRecord]:
@@ -166,7 +221,8 @@ class _Loop:
         return replies
 
     def _send(self, messages: Iterable[Message]) -> list[Message]:
-        return list(self._grid.send_and_receive(list(messages), timeout=self._timeout))
+        sent = list(messages)
+        return list(self._grid.send_and_receive(sent, timeout=self._timeout)) if sent else []
 
 
 class _Clock:

@@ -1,6 +1,7 @@
 """What travels: the only file that knows record keys. Requests and replies are ordinary Flower records.
 
-request   arrays (ArrayRecord, the weights)   config (ConfigRecord: server-round, reply)
+request   arrays (ArrayRecord, the weights)   config (ConfigRecord: server-round, reply; partial-clients and
+          partial-shares, who takes which share of its local steps, where not everybody takes all)
           extra (ArrayRecord, what a rule sends along with the weights), where there is any
 train     arrays (the local weights), or update (one flat array) when the request's reply is "update";
           metrics (MetricRecord: client, num-examples, loss, loss-after, steps, ...)
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -25,6 +28,7 @@ from fedsim.parameters import Layout
 
 ARRAYS, CONFIG, METRICS, UPDATE, STATE, EXTRA = "arrays", "config", "metrics", "update", "state", "extra"
 ROUND, REPLY, CLIENT, EXAMPLES = "server-round", "reply", "client", "num-examples"
+PARTIAL, SHARES = "partial-clients", "partial-shares"
 
 LOSSES = "query.losses"
 """Message type that asks for the training loss at given weights."""
@@ -33,6 +37,8 @@ MOST_CLIENTS = 2**32
 """Node ids up to this are those of our own grids."""
 
 Floats = NDArray[np.float32]
+
+_NO_VECTORS: Mapping[str, NDArray[np.float64]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Request:
         layout: Their names and shapes.
         wants_update: Whether the reply is the update rather than the local weights.
         extra: What the server's rule sent along, by name, each [D].
+        shares: Client -> share of its local steps, of those that do not take all.
     """
 
     server_round: int
@@ -52,6 +59,7 @@ class Request:
     layout: Layout
     wants_update: bool
     extra: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    shares: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +128,33 @@ class Block:
             content[UPDATE] = pack_arrays({UPDATE: self.updates[row]})
         return content
 
+    @cached_property
+    def answers(self) -> list[Answer]:
+        """What every client said, in the order of the rows; the numbers of failed ones mean nothing."""
+        scalars = {name: column.tolist() for name, column in self.numbers.items() if column.ndim == 1}
+        vectors = {name: column for name, column in self.numbers.items() if column.ndim > 1}
+        lists = list(scalars.values())
+        return [
+            Answer(
+                client,
+                dict(zip(scalars, (values[row] for values in lists), strict=True)),
+                node=client + 1,
+                vectors={name: column[row] for name, column in vectors.items()} if vectors else _NO_VECTORS,
+            )
+            for row, client in enumerate(self.clients)
+        ]
+
+    def sound(self, needs: Sequence[str], wants: Sequence[str], width: int) -> list[bool]:
+        """Return for each row what `sound_rows` says."""
+        keys = [*needs, *(want for want in wants if want in self.numbers)]
+        if self.updates is None or self.updates.shape[1] != width or any(key not in self.numbers for key in keys):
+            return [False] * len(self.clients)
+        columns = [self.numbers[key] for key in keys if self.numbers[key].ndim == 1]
+        whole = np.logical_and.reduce([np.isfinite(column) & (column >= 0) for column in columns])
+        whole[list(self.errors)] = False
+        rows: list[bool] = whole.tolist()
+        return rows
+
     def row(self, row: int) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
         """Return one client's numbers and lists."""
         scalars = {name: float(column[row]) for name, column in self.numbers.items() if column.ndim == 1}
@@ -184,6 +219,14 @@ def pack_request(
     return content
 
 
+def with_shares(config: ConfigRecord, shares: Mapping[int, float]) -> ConfigRecord:
+    """Return a config that also says which clients take only a share of their local steps."""
+    settings = ConfigRecord(dict(config.items()))
+    if shares:
+        settings[PARTIAL], settings[SHARES] = list(shares), list(shares.values())
+    return settings
+
+
 def num_weights(content: RecordDict) -> int:
     """Return how many weights a request holds, D: as many numbers as a client sends in answer to training."""
     records = (record for name, record in content.array_records.items() if name != EXTRA)
@@ -205,22 +248,31 @@ def unpack_request(content: RecordDict) -> Request:
     config = next(iter(content.config_records.values()), ConfigRecord())
     wants_update = config.get(REPLY) == UPDATE
     received = {} if extra is None else unpack_arrays(extra)
-    return Request(int(cast(int, config.get(ROUND, 0))), layout.join(arrays), layout, wants_update, received)
+    partial, shares = cast(list[int], config.get(PARTIAL, [])), cast(list[float], config.get(SHARES, []))
+    return Request(
+        int(cast(int, config.get(ROUND, 0))),
+        layout.join(arrays),
+        layout,
+        wants_update,
+        received,
+        dict(zip(partial, shares, strict=True)),
+    )
 
 
 def read(reply: Message) -> Answer:
     """Read one reply without making records that are not there yet."""
+    stacked = _stacked(reply)
+    if stacked is not None:
+        answer = stacked[0].answers[stacked[1]]
+        node = cast(LazyReply, reply).node
+        return answer if answer.node == node else replace(answer, node=node)
     node = reply.metadata.src_node_id
     # Our grids number nodes from 1; Flower draws 64-bit ids that say nothing about the client.
     by_node = node - 1 if 0 < node <= MOST_CLIENTS else -1
     if reply.has_error():
         return Answer(by_node, {}, reply.error.reason or f"error code {reply.error.code}", node)
-    stacked = _stacked(reply)
-    if stacked is not None:
-        block, row = stacked
-        numbers, vectors = block.row(row)
-        return Answer(block.clients[row], numbers, node=node, vectors=vectors)
-    numbers, vectors = {}, {}
+    numbers: dict[str, float] = {}
+    vectors: dict[str, NDArray[np.float64]] = {}
     for record in reply.content.metric_records.values():
         numbers |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
         vectors |= {name: np.array(value, np.float64) for name, value in record.items() if isinstance(value, list)}
@@ -254,6 +306,29 @@ def read_update(reply: Message, theta: Floats, layout: Layout) -> Floats:
     return row
 
 
+def sound_rows(replies: Sequence[Message], needs: Sequence[str], wants: Sequence[str], width: int) -> list[bool]:
+    """Say which replies are rows of a block with all that is needed: nothing else has to be looked at there.
+
+    Args:
+        replies: Replies to training.
+        needs: Numbers that must be there, finite and not negative.
+        wants: Numbers that must be so where they are there.
+        width: Numbers of an update, D.
+    """
+    sound: dict[int, list[bool]] = {}
+    found = []
+    for reply in replies:
+        stacked = _stacked(reply)
+        if stacked is None:
+            found.append(False)
+            continue
+        block, row = stacked
+        if id(block) not in sound:
+            sound[id(block)] = block.sound(needs, wants, width)
+        found.append(sound[id(block)][row])
+    return found
+
+
 def stack_updates(replies: Sequence[Message], theta: Floats, layout: Layout) -> Floats:
     """Return the updates of the replies as one array, [K, D], copied at most once."""
     whole = _whole_block(replies)
@@ -280,7 +355,8 @@ def _stacked(reply: Message) -> tuple[Block, int] | None:
     """Return the block a reply is a row of, unless somebody has looked at its records and may have changed them."""
     if not (isinstance(reply, LazyReply) and reply.untouched):
         return None
-    return cast(Block, reply.block), reply.row
+    block: Any = reply.block
+    return block, reply.row
 
 
 def _whole_block(replies: Iterable[Message]) -> Floats | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -156,10 +157,11 @@ class BlockGrid(Grid):
             EngineError: A message is for no client.
         """
         sent = list(messages)
-        clients = [self._client_of(message) for message in sent]
+        envelopes = flower.envelopes(sent)
+        clients = [self._client_of(node) for _, node, _ in envelopes]
         flower.give_ids(sent)
         tasks: dict[int, Task] = {}
-        for (kind, _), group in _by_content(sent).items():
+        for (kind, _), group in _by_content(envelopes).items():
             members = tuple(clients[place] for place in group)
             content = sent[group[0]].content
             keeps, reads = self._app.keeps_state(kind), self._app.reads_state(kind)
@@ -205,8 +207,7 @@ class BlockGrid(Grid):
             for earlier in (other for other in self._uncollected if other.serial < task.serial):
                 earlier.kept = {client: slip for client, slip in earlier.kept.items() if client not in task.kept}
 
-    def _client_of(self, message: Message) -> int:
-        node = message.metadata.dst_node_id
+    def _client_of(self, node: int) -> int:
         if not 1 <= node <= self._app.num_clients:
             raise EngineError(f"message to node {node}: there are nodes 1 to {self._app.num_clients}")
         return node - 1
@@ -228,14 +229,14 @@ def _reply(task: Task, message: Message, client: int, made: dict[int, flower.Laz
     return first.beside(reply_to=message, row=row)
 
 
-def _by_content(messages: Sequence[Message]) -> Mapping[tuple[str, Any], list[int]]:
+def _by_content(envelopes: Sequence[tuple[str, int, int]]) -> Mapping[tuple[str, Any], list[int]]:
     """Group messages that share their content object, type and turn, so that content travels once."""
     groups: dict[tuple[str, Any], list[int]] = {}
-    turns: dict[tuple[int, str, int], int] = {}
-    for place, message in enumerate(messages):
-        metadata = message.metadata
-        kind, key = metadata.message_type, id(message.content)
+    turns: Counter[tuple[str, int, int]] = Counter()
+    for place, envelope in enumerate(envelopes):
+        kind, _, content = envelope
         # Several messages to one node are answered one after the other.
-        turn = turns[key, kind, metadata.dst_node_id] = turns.get((key, kind, metadata.dst_node_id), -1) + 1
-        groups.setdefault((kind, (key, turn)), []).append(place)
+        turn = turns[envelope]
+        turns[envelope] = turn + 1
+        groups.setdefault((kind, (content, turn)), []).append(place)
     return groups

@@ -30,10 +30,12 @@ __all__ = [
     "LazyReply",
     "Run",
     "empty_run",
+    "envelopes",
     "error_reply",
     "give_id",
     "give_ids",
     "set_identity",
+    "to_nodes",
 ]
 
 RUN_ID = 1
@@ -65,6 +67,37 @@ def give_ids(messages: Iterable[Message]) -> None:
         known = message.metadata.__dict__
         if not known["_message_id"]:
             known["_message_id"] = f"{_PROCESS}{next(_numbers):016x}"
+
+
+def to_nodes(content: RecordDict, nodes: Sequence[int], kind: str) -> list[Message]:
+    """Return one message to each node; they share their content, so that it travels once.
+
+    What the constructor makes, which is derived and checked once and not for each of many.
+    """
+    if not nodes:
+        return []
+    first = Message(content, dst_node_id=nodes[0], message_type=kind)
+    sent = [first]
+    for node in nodes[1:]:
+        other = Message.__new__(Message)
+        other.__dict__.update(first.__dict__, _metadata=_with(first.metadata, _dst_node_id=node))
+        sent.append(other)
+    return sent
+
+
+def envelopes(messages: Sequence[Message]) -> list[tuple[str, int, int]]:
+    """Return for each message its type, the node it is for, and what identifies its content."""
+    found = []
+    for message in messages:
+        known = message.metadata.__dict__
+        found.append((known["_message_type"], known["_dst_node_id"], id(message.content)))
+    return found
+
+
+def _with(metadata: Metadata, **changes: object) -> Metadata:
+    other = Metadata.__new__(Metadata)
+    other.__dict__.update(metadata.__dict__, **changes)
+    return other
 
 
 def give_id(message: Message) -> str:
@@ -101,19 +134,31 @@ class LazyReply(Message):
 
         What the constructor makes, without checking and deriving for each of many replies what all share.
         """
-        asked = reply_to.metadata.__dict__
-        mine = self.metadata
-        metadata = type(mine).__new__(type(mine))
-        metadata.__dict__.update(
-            mine.__dict__,
-            _src_node_id=asked["_dst_node_id"],
-            _reply_to_message_id=asked["_message_id"],
-            _group_id=asked["_group_id"],
-            _ttl=asked["_created_at"] + asked["_ttl"] - mine.created_at,
-        )
         other = LazyReply.__new__(LazyReply)
-        other.__dict__.update(self.__dict__, _metadata=metadata, row=row)
+        other.__dict__.update(self.__dict__, _metadata=None, _beside=self.metadata, _reply_to=reply_to, row=row)
         return other
+
+    @property
+    def metadata(self) -> Metadata:
+        """Whose reply it is, and to what."""
+        made = self.__dict__["_metadata"]
+        if made is None:
+            asked, shared = self.__dict__["_reply_to"].metadata.__dict__, self.__dict__["_beside"]
+            made = self.__dict__["_metadata"] = _with(
+                shared,
+                _src_node_id=asked["_dst_node_id"],
+                _reply_to_message_id=asked["_message_id"],
+                _group_id=asked["_group_id"],
+                _ttl=asked["_created_at"] + asked["_ttl"] - shared.created_at,
+            )
+        return cast(Metadata, made)
+
+    @property
+    def node(self) -> int:
+        """The node that answered: `metadata.src_node_id`, without a detour."""
+        if self.__dict__["_metadata"] is None:
+            return cast(int, self.__dict__["_reply_to"].metadata.__dict__["_dst_node_id"])
+        return self.metadata.src_node_id
 
     @property
     def untouched(self) -> bool:

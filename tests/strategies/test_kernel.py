@@ -274,7 +274,7 @@ def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(kernel, "_blocks", fail)
     updates = torch.ones(80, 10_000)
-    calls: list[Callable[[], object]] = [lambda: gram(updates), lambda: combine(torch.ones(80), updates)]
+    calls: list[Callable[[], object]] = [lambda: gram(updates), lambda: combine(-torch.ones(80), updates)]
     for call in calls:
         with pytest.raises(MemoryError, match="no room"):
             call()
@@ -289,3 +289,26 @@ def test_parts_on_a_gpu_are_worked_on_there() -> None:
     assert products.device == sums.device == updates.device
     np.testing.assert_allclose(products.cpu().numpy(), rows @ rows.T, rtol=1e-11, atol=1e-9)
     np.testing.assert_allclose(sums.cpu().numpy(), weights @ rows, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("width", [1, 1000, 70_000, 140_001])
+def test_a_mean_of_float32_rows_is_exact_to_their_rounding_and_depends_on_no_threads(
+    width: int, threads: int
+) -> None:
+    generator = torch.Generator().manual_seed(width)
+    parts = [torch.randn(count, width, generator=generator) for count in (40, 0, 13)]
+    weights = torch.rand(53, generator=generator, dtype=torch.float64)
+    weights[::7] = 0.0
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = combine(weights, *parts)
+    finally:
+        torch.set_num_threads(before)
+    exact = weights @ torch.cat(parts).double()
+    # A float32 sum of few rows errs by few units in the last place of the terms, not of the result.
+    scale = weights @ torch.cat(parts).double().abs()
+    assert ((found - exact).abs() <= 4 * torch.finfo(torch.float32).eps * scale).all()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, combine(weights, torch.cat(parts)))
