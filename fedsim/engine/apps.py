@@ -104,6 +104,9 @@ def find_app(folder: str | Path, changes: Sequence[str] = ()) -> FlowerApp:
         raise AppError(f"{file}: no such file; give the folder of a Flower app") from None
     except ValueError as error:  # TOML that cannot be read is one too
         raise AppError(f"{file}: {_one_line(error)}") from error
+    own = here / "fedsim"
+    if own.is_dir() and own != Path(__file__).resolve().parents[1]:
+        raise AppError(f"{own}: an app with a package of this name cannot run on fedsim; rename it")
     app = project["tool"]["flwr"]["app"]
     components = app["components"]
     for name in ("serverapp", "clientapp"):

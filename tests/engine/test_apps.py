@@ -128,6 +128,12 @@ class TestLoading:
         assert sys.path[0] == str(tmp_path)
         assert sys.path.count(str(tmp_path)) == 1
 
+    def test_but_not_our_name(self, tmp_path: Path) -> None:
+        write_app(tmp_path, name="fedsim")
+        with pytest.raises(AppError, match="an app with a package of this name cannot run on fedsim; rename it"):
+            find_app(tmp_path)
+        assert find_app(APPS.parents[1]).name == "fedsim/fedsim"  # which is a Flower app itself
+
     @pytest.mark.parametrize("name", ["clients", "strategies"])
     def test_an_app_may_have_a_package_named_as_ours(self, tmp_path: Path, name: str) -> None:
         import clients.app  # noqa: F401 - loaded, as in a run
