@@ -14,6 +14,9 @@ DROPPED, LEFT, LATE, TOO_FEW = "dropped", "left", "late", "too few"
 """Why an answer does not count: the client was lost, its time of availability ended, the round was over, or so few
 answers came that the strategy cannot use them."""
 
+WORDS = np.dtypes.StringDType(na_object=None)
+"""Type of a column of words, None where there is none."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -110,7 +113,7 @@ class Plan:
         """
         names = ("seconds", "bytes_down", "bytes_up", "work")
         columns: dict[str, NDArray[Any]] = {name: np.full(len(place), np.nan) for name in names}
-        lost = np.full(len(place), None)
+        lost = np.full(len(place), None, dtype=WORDS)
         for part in self.parts:
             row = place[part.client]
             for name in names:
