@@ -25,7 +25,7 @@ from flwr.serverapp import ServerApp
 
 from fedsim.engine import flower
 from fedsim.engine.flower import Fault
-from fedsim.engine.records import Records, opened, pack_state, unpack_state, with_said
+from fedsim.engine.records import Records, opened, own_copy, pack_state, unpack_state, with_said
 from fedsim.engine.states import State
 from fedsim.engine.task import Desk
 from fedsim.errors import AppError
@@ -239,7 +239,10 @@ class FlowerClients:
             return Fault(f"{self._app.client}: its context.state cannot be kept: {error}", flower.UNKNOWN), state
         if reply.has_error():
             return Fault(reply.error.reason or "", reply.error.code), left
-        return with_said(reply.content, said.getvalue()), left
+        try:
+            return with_said(own_copy(reply.content), said.getvalue()), left
+        except Exception as error:
+            return Fault(f"{self._app.client}: its reply cannot be sent: {error}", flower.UNKNOWN), state
 
     def _here_loaded(self) -> ClientApp:
         if self._loaded is None:

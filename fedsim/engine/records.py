@@ -170,7 +170,7 @@ def _copied(record: ArrayRecord | MetricRecord | ConfigRecord) -> ArrayRecord | 
     if isinstance(record, ArrayRecord):
         return ArrayRecord(
             {
-                name: Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=array.data)
+                name: Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=bytes(array.data))
                 for name, array in record.items()
             }
         )

@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedsim.engine import flower, open_grid
 from fedsim.engine.app_grid import AppGrid, Tally
@@ -266,6 +267,38 @@ class TestState:
         reply.content["mine"]["a"] = 99
         (again,) = grid.send_and_receive(messages([1]))
         assert again.content["mine"]["a"] == 1
+
+
+class TestMods:
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_those_of_flower(self, make: Open, caplog: pytest.LogCaptureFixture) -> None:
+        """They look at sizes, and clip the update to a norm that the server sends."""
+        grid = make(
+            2,
+            """
+            from flwr.app import Array
+            from flwr.clientapp.mod import arrays_size_mod, fixedclipping_mod, message_size_mod
+            import numpy as np
+
+            app = ClientApp(mods=[message_size_mod, arrays_size_mod, fixedclipping_mod])
+
+            @app.train()
+            def train(message, context):
+                arrays = ArrayRecord({"w": Array(np.full(4, 10.0))})
+                reply = Message(RecordDict({"arrays": arrays}), reply_to=message)
+                assert reply.content.object_id  # computed: Flower now keeps views of the bytes
+                return reply
+            """,
+        )
+        records = RecordDict(
+            {"arrays": ArrayRecord({"w": Array(np.zeros(4))}), "config": ConfigRecord({"clipping_norm": 1.0})}
+        )
+        with caplog.at_level("INFO"):
+            replies = grid.send_and_receive([Message(records, dst_node_id=n, message_type="train") for n in (1, 2)])
+        assert [reply.error.reason for reply in replies if reply.has_error()] == []
+        for reply in replies:
+            np.testing.assert_allclose(reply.content["arrays"]["w"].numpy(), np.full(4, 0.5))
+            pickle.dumps(reply.content)
 
 
 class TestErrors:
