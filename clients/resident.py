@@ -46,14 +46,14 @@ class Resident:
             self.objective = Objective(scenario.client.named_hooks, shapes)
             self.objective.files = teachers_of(self.objective, self.model)
 
-    def client(self, seed: int, server_round: int, client: int, state: State) -> Client:
-        """Return a client as local training sees it."""
+    def client(self, seed: int, server_round: int, client: int, state: State, share: float = 1.0) -> Client:
+        """Return a client as local training sees it, taking a share of its local steps."""
 
         def stream(purpose: str) -> torch.Generator:
             return seeds.generator(seed, purpose, server_round, client)
 
         rows = self._rows(self._federation.train_offsets, self._federation.train_rows, range(client, client + 1))
-        return Client(rows, stream, self.tensors(state))
+        return Client(rows, stream, self.tensors(state), share)
 
     def _rows(
         self, offsets: NDArray[np.int64], numbers: NDArray[np.int32] | None, clients: range

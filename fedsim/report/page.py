@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 
 from fedsim import manifest
 from fedsim.errors import DataError
-from fedsim.report import certificate, figures, hooks, measured, partition, style, tables, words
+from fedsim.report import certificate, figures, hooks, measured, partition, style, system, tables, words
 from fedsim.report.folder import RunFolder, read
 from fedsim.report.template import TEMPLATE
 
 _LABELS = {
+    "system": "Test accuracy against simulated time and traffic: mean of the clients and mean of the worst 10 %.",
     "hooks": "What the clients' hooks reported, over rounds.",
     "concentration": "CMI, Gamma and NCMI of all clients' test examples together, over rounds.",
     "quality": "Calibration error and macro F1 over rounds, of all examples together and of the clients.",
@@ -103,6 +104,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "last_evaluated": run.last_evaluated,
         "environment": tables.environment(run),
         "origin": _origin(run),
+        "cost": system.summary(run),
         "scenario": run.scenario,
     }
 
@@ -248,6 +250,11 @@ def _pictures(run: RunFolder) -> list[Picture]:
         *(
             [_picture("hooks", _LABELS["hooks"], lambda: hooks.reported(run), nothing)]
             if hooks.columns(run)
+            else []
+        ),
+        *(
+            [_picture("system", _LABELS["system"], lambda: system.accuracy_against_cost(run), nothing)]
+            if len(system.known(run))
             else []
         ),
     ]
