@@ -174,7 +174,7 @@ def ones(*shape, device=None): return Ones() if device else Matrix()
         fakes.module("flwr.app", "def __getattr__(name): return type(name, (), {})")
         finding = only(packages.flower())
         assert finding.level == "fail"
-        assert "No module named 'flwr.supercore'" in finding.found
+        assert "No module named 'flwr." in finding.found
         assert "flwr[simulation]>=" in finding.do
 
     def test_a_package_outside_its_range(self, fakes: Fakes) -> None:
