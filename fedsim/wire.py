@@ -106,9 +106,14 @@ class Block:
                 numbers.setdefault(name, blank)[rows] = column
             errors |= {rows[row]: reason for row, reason in part.errors.items()}
             if part.updates is not None:
-                if updates is None or updates.shape[1] != part.updates.shape[1]:
-                    updates = np.zeros((num_rows, part.updates.shape[1]), np.float32)
-                updates[rows] = part.updates
+                width = part.updates.shape[1]
+                if updates is None or updates.shape[1] == 0:
+                    updates = np.zeros((num_rows, width), np.float32)
+                if updates.shape[1] == width:
+                    updates[rows] = part.updates
+                else:
+                    reason = f"an update must have shape {[updates.shape[1]]}, got {[width]}"
+                    errors |= {row: reason for row in rows if row not in errors}
             if part.theta is not None:
                 theta, layout = part.theta, part.layout
         sent = any(part.posted or part.updates is not None for _, part in parts)

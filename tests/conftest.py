@@ -72,14 +72,14 @@ def ray_cluster() -> Iterator[None]:
     """One Ray for all tests that need it, as a user's program might have started it before us."""
     import ray
 
-    from fedsim.engine.crew import WORKER_ENV
+    from fedsim.engine.cluster import WORKER_ENV
 
     added = {**WORKER_ENV, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     # Cores as Ray counts them: room for every grid that is open at once, whatever the machine has.
     with _unclosed_files_forgiven():
-        ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, namespace="tests")
+        ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, namespace="tests")
     for name, value in before.items():
         if value is None:
             os.environ.pop(name)

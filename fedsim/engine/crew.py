@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import struct
 import tempfile
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -26,9 +27,9 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from fedsim.engine.board import PAGE, Board, Probe
+from fedsim.engine.cluster import actor_class, cause_of, count_workers, start_ray
 from fedsim.engine.desk import IDLE
 from fedsim.engine.jobs import Answered, Died, Done, Job, Member
-from fedsim.engine.local import check_device
 from fedsim.engine.states import States, read_states, write_states
 from fedsim.engine.task import BlockApp, Task
 from fedsim.engine.worker import Hello, Worker
@@ -37,20 +38,14 @@ from fedsim.errors import EngineError
 if TYPE_CHECKING:
     from fedsim.settings import EngineSettings
 
-# glibc gives large freed blocks back to the kernel at every step unless told not to.
-WORKER_ENV = {
-    "MALLOC_TRIM_THRESHOLD_": "1073741824",
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "FLWR_TELEMETRY_ENABLED": "0",
-}
-
 START_S = 300.0
 """Seconds that a worker may take to import PyTorch and answer."""
 
 STILLBORN = 3
 """Workers in a row that may die before they are ready."""
+
+LINE_S = 60.0
+"""Seconds that a worker may stop in the middle of a message, or not listen, before it counts as lost."""
 
 FAREWELL_S = 3.0
 """Seconds to wait for Ray to say why a worker is gone."""
@@ -66,19 +61,23 @@ class Place(Member):
         actor: Ray's handle of who has it now.
         life: How many had it before.
         line: The socket to a worker of this machine; None where Ray carries everything.
+        process: A handle of its process; None where Ray carries everything.
         end: Ray's promise that the worker has left its socket.
         since: When this life began.
         hello: What the worker says of itself.
-        jobs: What it was sent through Ray.
+        jobs: What it was sent through Ray, in order.
+        results: What Ray has of them.
     """
 
     actor: Any = None
     life: int = 0
     line: Connection | None = None
+    process: int | None = None
     end: Any = None
     since: float = 0.0
     hello: Hello | None = None
     jobs: dict[int, Job] = field(default_factory=dict)
+    results: dict[int, Any] = field(default_factory=dict)
 
 
 class RayCrew:
@@ -100,14 +99,14 @@ class RayCrew:
         self._stillborn = 0
         self._inbox: deque[tuple[str, Place, int, Any]] = deque()
         if self._own_ray:
-            _start_ray(settings)
+            start_ray(settings)
         self.members: list[Member] = []
         self._exits = contextlib.ExitStack()
         try:
-            num_workers = _num_workers(settings)
+            num_workers = count_workers(settings)
             self._open(num_workers)
             self._shared = ray.put(app)
-            self._actor = _actor_class(settings)
+            self._actor = actor_class(Worker, settings)
             for number in range(num_workers):
                 place = Place(number)
                 self.members.append(place)
@@ -125,9 +124,10 @@ class RayCrew:
         """Send a job on its way."""
         place = _place(member)
         if place.line is not None:
-            # One that is gone is noticed when it is listened to.
-            with contextlib.suppress(OSError):
+            try:
                 place.line.send(job)
+            except OSError:  # gone, or deaf: it is noticed when it is listened to
+                _end(place)
             return
         if self._stored is None or self._stored[0] is not task:
             self._stored = task, ray.put(task.content)
@@ -145,9 +145,9 @@ class RayCrew:
             timeout = patience if timeout is None else min(timeout, patience)
         lines = {place.line: place for place in map(_place, self.members) if place.line is not None}
         found: list[Answered | Died] = []
-        for thing in wait([self._wake, self._listener, *lines], timeout):
-            if thing is self._wake:
-                os.read(self._wake, PAGE)
+        for thing in wait([self._bell.heard, self._listener, *lines], timeout):
+            if thing is self._bell.heard:
+                os.read(self._bell.heard, PAGE)
             elif thing is self._listener:
                 self._welcome()
             else:
@@ -174,15 +174,25 @@ class RayCrew:
         """Give all workers another application; none may have anything to do."""
         self._shared, self._states, self._stored = ray.put(app), states, None
         places = [_place(member) for member in self.members]
+        told = []
         for place in places:
+            if not place.up:
+                self.restart(place)
+                continue
             place.up = False
+            with contextlib.suppress(OSError):  # one that has died since it was heard of last
+                if place.line is not None:
+                    place.line.send(None)
+            told.append((place, place.actor.take.remote(self._shared)))  # after the last of its jobs
+        for place, taken in told:
+            try:
+                ray.get(taken, timeout=START_S)
+            except RayError as error:
+                log.warning("worker %d died: %s; another takes its place", place.number, cause_of(error))
+                self.restart(place)
+                continue
             if place.line is not None:
-                place.line.send(None)
-                ray.get(place.end, timeout=START_S)
-                place.line.close()
-                place.line = None
-        ray.get([place.actor.take.remote(self._shared) for place in places], timeout=START_S)
-        for place in places:
+                _hang_up(place)
             place.since = time.monotonic()
             assert place.hello is not None
             self._greet(place, place.hello)
@@ -205,10 +215,8 @@ class RayCrew:
         self._listener.bind(str(folder / "crew"))
         self._listener.listen(num_workers)
         self._address = str(folder / "crew")
-        self._wake, self._ring = os.pipe()
-        self._exits.callback(os.close, self._wake)
-        self._exits.callback(os.close, self._ring)
-        os.set_blocking(self._ring, False)
+        self._bell = _Bell()
+        self._exits.callback(self._bell.close)
         self._probe = Probe([folder, self._states.folder])
         self._exits.callback(self._probe.close)
         self._board = Board(max(PAGE, 8 * num_workers), folder)
@@ -220,6 +228,7 @@ class RayCrew:
         place.life += 1
         place.up, place.since = False, time.monotonic()
         place.jobs.clear()
+        place.results.clear()
         self._markers[place.number] = IDLE
         place.actor = self._actor.remote(
             self._shared, self._settings.threads_per_worker, self._settings.gpus_per_worker
@@ -228,9 +237,8 @@ class RayCrew:
 
     def _part(self, place: Place) -> None:
         """End whoever has a place."""
-        if place.line is not None:
-            place.line.close()
-            place.line = None
+        _end(place)
+        _hang_up(place)
         place.up = False
         if place.actor is not None and ray.is_initialized():
             with contextlib.suppress(Exception):
@@ -238,12 +246,11 @@ class RayCrew:
 
     def _watch(self, call: Any, what: str, place: Place) -> None:
         """Ask to be woken when Ray has the result of a call."""
-        life, ring, inbox = place.life, self._ring, self._inbox
+        life, bell, inbox = place.life, self._bell, self._inbox
 
         def told(future: Any) -> None:
             inbox.append((what, place, life, future))
-            with contextlib.suppress(OSError):  # full, so somebody is woken anyway; or closed
-                os.write(ring, b"!")
+            bell.ring()
 
         call.future().add_done_callback(told)
 
@@ -259,17 +266,21 @@ class RayCrew:
                 self._greet(place, future.result())
             return []
         if what == "serve":  # it ends without an error when the worker is given another application
-            return [] if error is None else self._lost(place, error)
-        job = place.jobs.pop(int(what.removeprefix("job ")))
-        if isinstance(error, RayActorError):
-            return self._lost(place, error)
-        if error is not None:
-            return [Answered(place, Done(job.number, None, error=cause_of(error)))]
-        done: Done = future.result()
-        if job.file is not None and done.error is None:
-            slips = write_states(self._states.folder, job.file, list(done.kept))  # type: ignore[arg-type]
-            done = Done(done.number, done.block, slips, None, done.busy_s, done.transfer_s)
-        return [Answered(place, done)]
+            return [] if error is None else self._gone(place, error)
+        place.results[int(what.removeprefix("job "))] = future
+        found: list[Answered | Died] = []
+        # A short answer may overtake a long one before it, which takes longer to come here.
+        while place.jobs and (number := next(iter(place.jobs))) in place.results:
+            job, future = place.jobs.pop(number), place.results.pop(number)
+            error = future.exception()
+            if isinstance(error, RayActorError):
+                return [*found, *self._lost(place, error)]
+            done: Done = Done(number, None, error=cause_of(error)) if error is not None else future.result()
+            if job.file is not None and done.error is None:
+                slips = write_states(self._states.folder, job.file, list(done.kept))  # type: ignore[arg-type]
+                done = replace(done, kept=slips)
+            found.append(Answered(place, done))
+        return found
 
     def _greet(self, place: Place, hello: Hello) -> None:
         """Find out how to speak to a worker that is up."""
@@ -287,13 +298,22 @@ class RayCrew:
     def _welcome(self) -> None:
         """Let a worker of this machine in."""
         accepted, _ = self._listener.accept()
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            accepted.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(LINE_S), 0))
+        pid, *_ = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         line = Connection(accepted.detach())
-        number, life = line.recv()
+        try:
+            number, life = line.recv()
+        except (EOFError, OSError):  # it died on the threshold; Ray tells whose it was
+            line.close()
+            return
         place = _place(self.members[number])
         if life != place.life:
             line.close()
             return
         place.line = line
+        with contextlib.suppress(OSError):
+            place.process = os.pidfd_open(pid)
         self._started(place)
 
     def _started(self, place: Place) -> None:
@@ -306,10 +326,22 @@ class RayCrew:
         try:
             return [Answered(place, place.line.recv())]
         except (EOFError, OSError):
+            _end(place)  # one that stopped in the middle of a message is not gone yet
             error: BaseException | None = None
             with contextlib.suppress(TimeoutError):
                 error = place.end.future().exception(timeout=FAREWELL_S)
             return self._lost(place, error)
+
+    def _gone(self, place: Place, error: BaseException) -> list[Answered | Died]:
+        """Take what a worker of this machine had still said before it died, then start another."""
+        found: list[Answered | Died] = []
+        if place.line is None:  # before it said a word: the next may well do the same
+            self._born_dead(place, cause_of(error))
+            return []
+        with contextlib.suppress(EOFError, OSError):
+            while place.line.poll():
+                found.append(Answered(place, place.line.recv()))
+        return [*found, *self._lost(place, error)]
 
     def _lost(self, place: Place, error: BaseException | None) -> list[Answered | Died]:
         self._part(place)
@@ -327,6 +359,46 @@ class RayCrew:
         self._launch(place)
 
 
+class _Bell:
+    """Wakes a driver that waits, from any thread; nobody writes to it once it is closed."""
+
+    def __init__(self) -> None:
+        self.heard, self._ring = os.pipe()
+        os.set_blocking(self._ring, False)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def ring(self) -> None:
+        """Wake who listens at `heard`."""
+        # Ray's threads call this even after the end, when the number of the descriptor may be another file's.
+        with self._lock, contextlib.suppress(BlockingIOError):  # full, so somebody is woken anyway
+            if not self._closed:
+                os.write(self._ring, b"!")
+
+    def close(self) -> None:
+        """Close both ends."""
+        with self._lock:
+            self._closed = True
+            os.close(self.heard)
+            os.close(self._ring)
+
+
+def _end(place: Place) -> None:
+    """End a process of this machine: Ray asks it to go, which one that is stopped or hangs does not hear."""
+    if place.process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(place.process, signal.SIGKILL)
+
+
+def _hang_up(place: Place) -> None:
+    if place.line is not None:
+        place.line.close()
+        place.line = None
+    if place.process is not None:
+        os.close(place.process)
+        place.process = None
+
+
 def _place(member: Member) -> Place:
     assert isinstance(member, Place)
     return member
@@ -334,83 +406,3 @@ def _place(member: Member) -> Place:
 
 def _with_states(job: Job, states: States) -> Job:
     return replace(job, states=read_states(states.folder, [str(slip) for slip in job.states]))
-
-
-def _actor_class(settings: EngineSettings) -> Any:
-    options: dict[str, Any] = {
-        # One core each as Ray counts them: an actor that claims none may be packed with others.
-        "num_cpus": 1,
-        "num_gpus": settings.gpus_per_worker,
-        "max_restarts": 0,
-        "scheduling_strategy": "SPREAD",
-    }
-    if settings.memory_per_worker_mb is not None:
-        options["memory"] = int(settings.memory_per_worker_mb * 2**20)
-    if settings.address is not None:  # a Ray that others started has their environment
-        options["runtime_env"] = {"env_vars": _worker_env(settings)}
-    return ray.remote(**options)(Worker)
-
-
-def _num_workers(settings: EngineSettings) -> int:
-    cluster: Any = ray.cluster_resources  # untyped
-    resources = cluster()
-    if settings.gpus_per_worker == 0:
-        room = int(resources.get("CPU", 0))
-        wanted = settings.workers or max(1, room)
-        if wanted > room:
-            raise EngineError(f"engine.workers: the running Ray has {room} CPUs, got {wanted} workers")
-        return wanted
-    num_gpus = resources.get("GPU", 0)
-    share = settings.gpus_per_worker
-    # A share lies on one GPU: two of 0.4 leave a rest on each that is no use.
-    room = int(num_gpus) * int(1 / share + 1e-9) if share < 1 else int(num_gpus / share + 1e-9)
-    if (settings.workers is not None and settings.workers > room) or room == 0:
-        raise EngineError(
-            f"engine.workers: {num_gpus:g} GPU(s) have room for {room} workers of {share:g}, got "
-            f"{settings.workers or 1}"
-        )
-    return settings.workers or room
-
-
-def _worker_env(settings: EngineSettings) -> dict[str, str]:
-    threads = str(settings.threads_per_worker)
-    return {**WORKER_ENV, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-
-
-def _start_ray(settings: EngineSettings) -> None:
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if settings.address is not None:
-        try:
-            ray.init(address=settings.address, **common)
-        except Exception as error:
-            raise EngineError(
-                f"engine.address: no Ray cluster can be reached at {settings.address!r}: {cause_of(error)}; "
-                "start one with `ray start --head`, or leave engine.address out"
-            ) from error
-        return
-    check_device(settings)
-    try:
-        with _environment(_worker_env(settings)):
-            ray.init(num_cpus=max(settings.workers or 1, os.cpu_count() or 1), include_dashboard=False, **common)
-    except Exception as error:
-        raise EngineError(
-            f'engine: Ray cannot start: {cause_of(error)}; engine.backend = "local" runs without it'
-        ) from error
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started inside the block; those the user set stay."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-def cause_of(error: BaseException) -> str:
-    """Return the last line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

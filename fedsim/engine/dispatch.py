@@ -145,13 +145,18 @@ class Dispatcher:
 
     def _send(self, member: Member, piece: Piece) -> None:
         live, task = piece.live, piece.live.task
+        try:
+            note = self._posted(live)
+        except EngineError as error:
+            self._fail(live, error)
+            return
         places = [task.place_of[client] for client in piece.members]
         piece.number = next(self._numbers)
         job = Job(
             piece.number,
             live.number,
             task.kind,
-            self._posted(live),
+            note,
             piece.units,
             places,
             [live.slips[place] for place in places] if live.slips else [],

@@ -1,0 +1,149 @@
+"""Ray as the crew uses it: found or started, and how many workers there is room for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from fedsim.engine.local import check_device
+from fedsim.errors import EngineError
+
+if TYPE_CHECKING:
+    from fedsim.settings import EngineSettings
+
+# glibc gives large freed blocks back to the kernel at every step unless told not to.
+WORKER_ENV = {
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_TELEMETRY_ENABLED": "0",
+}
+
+REACH_S = 10.0
+"""Seconds in which a cluster's address must take a connection: Ray itself goes on trying for minutes."""
+
+
+def actor_class(worker: type, settings: EngineSettings) -> Any:
+    """Return a class as Ray is to start it."""
+    options: dict[str, Any] = {
+        # One core each as Ray counts them: an actor that claims none may be packed with others.
+        "num_cpus": 1,
+        "num_gpus": settings.gpus_per_worker,
+        "max_restarts": 0,
+        "scheduling_strategy": "SPREAD",
+    }
+    if settings.memory_per_worker_mb is not None:
+        options["memory"] = int(settings.memory_per_worker_mb * 2**20)
+    if settings.address is not None:  # a Ray that others started has their environment
+        options["runtime_env"] = {"env_vars": _worker_env(settings)}
+    return ray.remote(**options)(worker)
+
+
+def count_workers(settings: EngineSettings) -> int:
+    """Return how many workers to start.
+
+    Raises:
+        EngineError: There is no room for as many as were asked for.
+    """
+    cluster: Any = ray.cluster_resources  # untyped
+    resources = cluster()
+    if settings.gpus_per_worker == 0:
+        room = int(resources.get("CPU", 0))
+        wanted = settings.workers or max(1, room)
+        if wanted > room:
+            raise EngineError(f"engine.workers: the running Ray has {room} CPUs, got {wanted} workers")
+        return wanted
+    num_gpus = resources.get("GPU", 0)
+    share = settings.gpus_per_worker
+    # A share lies on one GPU: two of 0.4 leave a rest on each that is no use.
+    room = int(num_gpus) * int(1 / share + 1e-9) if share < 1 else int(num_gpus / share + 1e-9)
+    if (settings.workers is not None and settings.workers > room) or room == 0:
+        raise EngineError(
+            f"engine.workers: {num_gpus:g} GPU(s) have room for {room} workers of {share:g}, got "
+            f"{settings.workers or 1}"
+        )
+    return settings.workers or room
+
+
+def _worker_env(settings: EngineSettings) -> dict[str, str]:
+    threads = str(settings.threads_per_worker)
+    return {**WORKER_ENV, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def start_ray(settings: EngineSettings) -> None:
+    """Join the cluster that is named, or start a Ray of this machine.
+
+    Raises:
+        EngineError: There is no such cluster, no GPU where one was asked for, or Ray cannot start.
+    """
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if settings.address is not None:
+        try:
+            _knock(settings.address)
+            with _signals_kept():
+                ray.init(address=settings.address, **common)
+        except Exception as error:
+            raise EngineError(
+                f"engine.address: no Ray cluster can be reached at {settings.address!r}: {cause_of(error)}; "
+                "start one with `ray start --head`, or leave engine.address out"
+            ) from error
+        return
+    check_device(settings)
+    num_cpus = max(settings.workers or 1, os.cpu_count() or 1)
+    try:
+        with _environment(_worker_env(settings)), _signals_kept():
+            # "local": without it Ray joins whatever cluster somebody has on this machine.
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
+    except Exception as error:
+        raise EngineError(
+            f'engine: Ray cannot start: {cause_of(error)}; engine.backend = "local" runs without it'
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Find out whether anybody listens at "host:port".
+
+    Raises:
+        OSError: Nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():  # "auto" is looked up by Ray
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts a handler of its own on SIGTERM that ends the process; who has one keeps it."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # not the main thread: Ray has set none
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes started inside the block; those the user set stay."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the last line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
