@@ -633,7 +633,7 @@ def test_memories_are_replaced_and_not_edited(runner: Runner) -> None:
         federation = build_federation(scenario)
         with LocalGrid(LocalApp(scenario, federation)) as grid:
             run_rounds(
-                strategy_of(scenario),
+                strategy_of(scenario, federation),
                 grid,
                 pack_arrays(initial_weights(scenario, federation)),
                 num_rounds=4,
