@@ -66,8 +66,8 @@ class Journal:
 
         Args:
             note: What is said once a round; plain data.
-            columns: Name -> values of the round's rows; lists of numbers, or None, where the dtype is
-                object; words, or None, where it is NumPy's StringDType.
+            columns: Name -> values of the round's rows; lists of numbers, or None, where the dtype is object;
+                words, "" for none, where it is one of strings.
         """
         arrays = {name: _array(values) for name, values in columns.items()}
         schema = pa.schema([(name, array.type) for name, array in arrays.items()])
@@ -142,10 +142,10 @@ def column_of(table: Any, name: str) -> NDArray[Any]:
 
 
 def _array(values: NDArray[Any]) -> Any:
-    if values.dtype.kind == "T":
-        return pa.array(values.tolist(), type=pa.string())
     if values.dtype == object:
         return pa.array(values.tolist(), type=pa.list_(pa.float64()))
+    if values.dtype.kind == "U":
+        return pa.array([word or None for word in values.tolist()], type=pa.string())
     # NaN is "no value" in every table here, as in pandas.
     return pa.array(np.ascontiguousarray(values), from_pandas=True)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from fedsim.engine.usage import Usage
 from fedsim.rounds import Callback, Round
+
+PROFILE = "profile.json"
+"""File of a run folder."""
 
 
 class Stopwatch:
@@ -43,10 +48,10 @@ class Stopwatch:
         """Return everything as plain data.
 
         Returns:
-            seconds: Phase -> seconds of all rounds: train and evaluate from the first message to the last answer,
-                aggregate, report (tables, checkpoints, progress); of train and evaluate, dispatch (requests divided,
-                packed, sent), wait (nobody here had anything to do) and transfer (answers read and put together);
-                first, from the start of the run to the end of its first round; total.
+            seconds: Phase -> seconds of all rounds: train and evaluate, waiting included; aggregate; report
+                (tables, checkpoints, progress); of train and evaluate dispatch (requests divided, packed, sent),
+                wait (nobody here had anything to do) and transfer (answers read and put together); first, from the
+                start of the run to the end of its first round; total.
             rounds: Rounds of training.
             workers: For each worker its name, node and process, seconds busy and in transfer, the share of the run
                 it was busy, clients answered, restarts.
@@ -65,13 +70,14 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each worker, for the log."""
     for worker in found["workers"]:
         yield (
-            f"{worker['name']} (process {worker['pid']} on {worker['node']}): {worker['answered']} answers, busy "
-            f"{worker['busy_s']:.2f} s, {100 * worker['busy_share']:.0f} %, started again {worker['restarts']} times"
+            f"{worker['name']} (process {worker['pid']} on {worker['node']}): {worker['answered']} answers, "
+            f"busy {worker['busy_s']:.2f} s, {100 * worker['busy_share']:.0f} %, {worker['restarts']} restarts"
         )
 
 
-def tables(found: Mapping[str, Any]) -> list[Table]:
-    """Return what `--profile` prints."""
+def tables(folder: Path) -> list[Table]:
+    """Return what `--profile` prints of a run folder."""
+    found = json.loads((folder / PROFILE).read_text(encoding="utf-8"))
     seconds, rounds = found["seconds"], max(1, found["rounds"])
     phases = Table(title="where the time went", title_justify="left")
     for title in ("phase", "s", "ms a round", "%"):
@@ -97,7 +103,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         workers.add_column(title, justify="left" if title in ("worker", "node") else "right")
     for worker in found["workers"]:
         workers.add_row(
-            worker["name"],
+            worker["name"].removeprefix("worker "),
             worker["node"],
             str(worker["pid"]),
             f"{worker['busy_s']:.2f}",

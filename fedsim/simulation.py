@@ -26,6 +26,7 @@ from fedsim.errors import DataError, FedSimError
 from fedsim.fairness import fairness_block
 from fedsim.federation import Federation
 from fedsim.lock import RunLock
+from fedsim.profile import tables
 from fedsim.resume import Saved, refuse_changes, state_file, states_folder
 from fedsim.rounds import Callback, Round
 from fedsim.run_folder import CHECKPOINT, default_folder, refuse_used
@@ -36,13 +37,16 @@ QUIET_S = 15.0
 """Longest silence of a run whose output is no terminal."""
 
 
-def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:
+def simulate(
+    path: str | Path, overrides: Sequence[str] = (), out: Path | None = None, *, profile: bool = False
+) -> Path:
     """Run a scenario on virtual clients and return the run folder.
 
     Args:
         path: A scenario file, or the name of a bundled one.
         overrides: "key=value" changes.
         out: The run folder; None makes a new one under runs/.
+        profile: Say at the end where the time went and how busy each worker was.
 
     Raises:
         FedSimError: The scenario, the data, the engine or a client is at fault.
@@ -55,7 +59,10 @@ def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None =
     console.print(_headline(scenario, federation), highlight=False)
     for note in scenario.notes():
         console.print(f"note: {note}", highlight=False)
-    return _carry_out(console, scenario, federation, folder)
+    _carry_out(console, scenario, federation, folder)
+    for table in tables(folder) if profile else ():
+        console.print(table)
+    return folder
 
 
 def resume(folder: Path, overrides: Sequence[str] = ()) -> Path:

@@ -165,7 +165,7 @@ class RuleStrategy(SeededStrategy):
         nodes = [cast(int, answer.node) for answer in answers]
         replies = self._grid.send_and_receive(messages(content, nodes, LOSSES), timeout=self.timeout)
         if self.system is not None:
-            self.system.ask([answer.client for answer in answers], theta.size, 1)
+            self.system.ask(self.clients(nodes), theta.size, 1)
         found = {answer.node: answer for answer in map(read, replies)}
         losses = []
         for node, asked in zip(nodes, answers, strict=True):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import getLogger
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -72,8 +73,13 @@ class SeededStrategy(Strategy):
         min_available_nodes: Nodes to wait for before a round starts.
         seed: Seed of the sampling; the draw of a round depends on the seed, the round and the node ids alone.
         max_failures: Clients that may fail in one round; one more stops the run.
+
+    Attributes:
+        begins_ahead: A round's clients may be asked before the one before is evaluated: they do not depend on it.
         system: What the clients' devices do to a round; None leaves every client there and in no time.
     """
+
+    begins_ahead: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -122,6 +128,10 @@ class SeededStrategy(Strategy):
         plan = self.system.begin(server_round, [clients[place] for place in order], count, size + extra, size)
         return sorted(node_of[client] for client in plan.counted)
 
+    def clients(self, nodes: Sequence[int]) -> list[int]:
+        """Return which clients nodes stand for that `draw` has seen, where there is a system."""
+        return [self._client_of[node] for node in nodes]
+
     def request(self, config: ConfigRecord) -> ConfigRecord:
         """Return the config of this round's requests: who takes only a share of its local steps."""
         return config if self.system is None else with_shares(config, self.system.plan.shares)
@@ -136,7 +146,7 @@ class SeededStrategy(Strategy):
             return None
         layout, theta = self.sent()
         self.last = Aggregation(system=self.outcome())
-        return pack_arrays(layout.split(theta)), None
+        return self.packed(layout, theta), None
 
     def remember(self, arrays: ArrayRecord) -> tuple[Layout, NDArray[np.float32]]:
         """Keep the weights a round starts from, against which its replies are read."""

@@ -131,3 +131,18 @@ def test_memory_does_not_grow_with_the_rounds(tmp_path: Path) -> None:
     made.write_parquet(tmp_path / "t.parquet")
     assert pa.total_allocated_bytes() - before < 20e6
     assert len(pd.read_parquet(tmp_path / "t.parquet", columns=["round"])) == 20 * 50_000
+
+
+def test_words_come_back_and_none_is_none(tmp_path: Path) -> None:
+    """The first round with no word at all still says what kind of column it is."""
+    tables = [
+        {"round": np.zeros(2, np.int64), "why": np.full(2, "", dtype="<U7")},
+        {"round": np.ones(2, np.int64), "why": np.array(["", "dröpped"])},
+    ]
+    made = written(tmp_path / "j", tables)
+    made.write_parquet(tmp_path / "t.parquet")
+    assert pd.read_parquet(tmp_path / "t.parquet")["why"].fillna("-").tolist() == ["-", "-", "-", "dröpped"]
+    again = Journal.opened(tmp_path / "j", made.length)
+    again.append({"row": {}}, {"round": np.full(2, 2), "why": np.array(["late", ""])})
+    again.write_parquet(tmp_path / "t.parquet")
+    assert pd.read_parquet(tmp_path / "t.parquet")["why"].fillna("-").tolist()[4:] == ["late", "-"]

@@ -86,6 +86,22 @@ METHODS: dict[str, list[str]] = {
     "afl": ["strategy.name=afl", "server.average=all"],
     "fedadam, recent average": ["strategy.name=fedadam", "server.average=recent"],
     "flwr:FedAdam": ["strategy.name=flwr:FedAdam"],
+    "devices by day": [
+        "strategy.name=scaffold",
+        "system.availability.name=day_cycle",
+        "system.availability.share=0.5",
+        "system.availability.period_s=60",
+        "system.speed.name=lognormal",
+        "system.speed.median=20",
+        "system.dropout=0.3",
+        "system.partial_work.name=uniform",
+    ],
+    "devices, rounds of nobody": [
+        "strategy.name=flwr:FedAdam",
+        "server.average=recent",
+        "system.availability.name=bernoulli",
+        "system.availability.p=0.25",  # nobody in round 4
+    ],
     "flwr: adaptive clipping": [
         "strategy.name=flwr:DifferentialPrivacyServerSideAdaptiveClipping",
         "strategy.noise_multiplier=0.1",

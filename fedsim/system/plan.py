@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DROPPED, LEFT, LATE, TOO_FEW = "dropped", "left", "late", "too few"
+REASONS = DROPPED, LEFT, LATE, TOO_FEW = "dropped", "left", "late", "too few"
 """Why an answer does not count: the client was lost, its time of availability ended, the round was over, or so few
 answers came that the strategy cannot use them."""
-
-WORDS = np.dtypes.StringDType(na_object=None)
-"""Type of a column of words, None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +103,19 @@ class Plan:
         }
 
     def columns(self, place: Mapping[int, int]) -> dict[str, NDArray[Any]]:
-        """Return the columns of clients.parquet: NaN or None for clients that were not asked.
+        """Return the columns of clients.parquet: NaN or "" for clients that were not asked.
 
         Args:
             place: Client -> its row; every client asked has one.
         """
         names = ("seconds", "bytes_down", "bytes_up", "work")
         columns: dict[str, NDArray[Any]] = {name: np.full(len(place), np.nan) for name in names}
-        lost = np.full(len(place), None, dtype=WORDS)
+        lost = np.full(len(place), "", dtype=f"<U{max(map(len, REASONS))}")
         for part in self.parts:
             row = place[part.client]
             for name in names:
                 columns[name][row] = getattr(part, name)
-            lost[row] = part.lost
+            lost[row] = part.lost or ""
         return {"system_seconds": columns.pop("seconds"), **columns, "lost": lost}
 
 

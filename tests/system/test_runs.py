@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from clients.app import LocalApp
 from clients.batches import num_steps
-from fedsim import plugins
+from fedsim import plugins, server_app
 from fedsim.engine.flower import give_id
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import RoundError
@@ -79,7 +79,9 @@ def federation() -> Federation:
 class Run:
     """A run and what it left."""
 
-    def __init__(self, scenario: Scenario, federation: Federation, folder: Path, grid: Any = None) -> None:
+    def __init__(
+        self, scenario: Scenario, federation: Federation, folder: Path, grid: Any = None, *, report: bool = False
+    ) -> None:
         app = LocalApp(scenario, federation)
         self.scenario = app.scenario
         models: list[Any] = []
@@ -87,7 +89,11 @@ class Run:
         def keep(finished: Any) -> None:
             models.append(unpack_arrays(finished.arrays))
 
-        self.summary = conduct(app.scenario, federation, grid or LocalGrid(app), folder, callbacks=[keep])
+        with pytest.MonkeyPatch.context() as patch:
+            if not report:  # drawing takes longer than the run
+                patch.setattr(server_app, "write_report", lambda path: path)
+                patch.setattr(server_app, "save_partition_figure", lambda path: path)
+            self.summary = conduct(app.scenario, federation, grid or LocalGrid(app), folder, callbacks=[keep])
         self.models = models
         self.rounds = pd.read_parquet(folder / "rounds.parquet").set_index("round")
         self.clients = pd.read_parquet(folder / "clients.parquet")
@@ -270,7 +276,7 @@ def test_a_round_of_nobody_leaves_the_model_and_costs_its_time(rule: str, why: s
 
 def test_an_empty_round_between_others_is_in_the_tables(federation: Federation, tmp_path: Path) -> None:
     system = {"availability": {"name": "bernoulli", "p": 0.08, "retry_s": 30.0}}
-    run = Run(scenario_of("adafed", system, rounds=12), federation, tmp_path / "run")
+    run = Run(scenario_of("adafed", system, rounds=12), federation, tmp_path / "run", report=True)
     empty = run.rounds.index[(run.rounds["num_sampled"] == 0) & (run.rounds.index > 0)].tolist()
     assert 1 < len(empty) < 11
     for number in range(1, 13):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, final
 
 import numpy as np
@@ -39,9 +40,7 @@ class Bernoulli(Availability):
         """Return p_k, [K]."""
         if self.concentration is None or self.p == 1.0:
             return np.full(crowd.num_clients, self.p)
-        a, b = self.p * self.concentration, (1.0 - self.p) * self.concentration
-        drawn = betaincinv(a, b, crowd.uniform("availability", "probability"))
-        return np.asarray(np.clip(drawn, LEAST, 1.0), np.float64)
+        return _drawn(self.p * self.concentration, (1.0 - self.p) * self.concentration, crowd)
 
     def remaining(self, moment: Moment) -> Floats:
         """Return infinity for those whose coin fell well; see `Availability.remaining`."""
@@ -52,3 +51,12 @@ class Bernoulli(Availability):
         """Return `retry_s`."""
         del moment
         return self.retry_s
+
+
+@lru_cache(maxsize=8)  # asked in every round, and slow for many clients
+def _drawn(a: float, b: float, crowd: Crowd) -> Floats:
+    """Return numbers from Beta(a, b) by its inverse distribution, [K]."""
+    found = np.asarray(betaincinv(a, b, crowd.uniform("availability", "probability")), np.float64)
+    found = np.clip(found, LEAST, 1.0)
+    found.setflags(write=False)  # the next round is given the same array
+    return found
