@@ -59,20 +59,6 @@ backend = "local"
 [evaluation]
 every = 2
 """
-DEVICES = [
-    "system.deadline_s=20",
-    "system.over_selection=1.4",
-    "system.dropout=0.25",
-    "system.latency_s=0.1",
-    "system.availability.name=day_cycle",
-    "system.availability.share=0.45",
-    "system.availability.period_s=60",
-    "system.speed.name=lognormal",
-    "system.speed.median=10",
-    "system.speed.sigma=0.8",
-    "system.partial_work.name=uniform",
-    "system.partial_work.min_share=0.2",
-]
 METHODS: dict[str, list[str]] = {
     "fedavg": [],
     "adafed": ["strategy.name=adafed"],
@@ -96,6 +82,20 @@ METHODS: dict[str, list[str]] = {
         "system.dropout=0.3",
         "system.partial_work.name=uniform",
     ],
+    "devices with a deadline, rounds of nobody": [
+        "strategy.name=scaffold",
+        "system.deadline_s=20",
+        "system.over_selection=1.4",
+        "system.dropout=0.25",
+        "system.availability.name=day_cycle",
+        "system.availability.share=0.45",
+        "system.availability.period_s=60",
+        "system.speed.name=lognormal",
+        "system.speed.median=10",
+        "system.speed.sigma=0.8",
+        "system.partial_work.name=uniform",
+        "system.partial_work.min_share=0.2",
+    ],
     "devices, rounds of nobody": [
         "strategy.name=flwr:FedAdam",
         "server.average=recent",
@@ -109,8 +109,6 @@ METHODS: dict[str, list[str]] = {
         "strategy.strategy.name=fedadam",
     ],
     "hooks with a memory": ["client.hooks.fed_it.decay=0.9", 'evaluation.metrics=["class_accuracy", "cmi"]'],
-    "scaffold on devices": ["strategy.name=scaffold", *DEVICES],
-    "flwr:FedAdam on devices": ["strategy.name=flwr:FedAdam", "server.average=recent", *DEVICES],
     "decays": ["client.lr_decay=0.9", "server.lr_decay=0.9", "strategy.name=fedyogi"],
 }
 
@@ -231,7 +229,7 @@ class TestBits:
             stopped = runner.stopped(number, *(changes if number == 0 else ()), during=during)
         assert first_rounds(stopped) == [0, 1, 2, 3, 4]  # the second began anew: the first had no checkpoint
         assert_same(resume(stopped), whole)
-        if "devices" in method:
+        if "nobody" in method:
             assert pd.read_parquet(whole / "rounds.parquet")["num_sampled"].tolist()[1:].count(0) > 0
 
     @pytest.mark.parametrize(("number", "during"), MOMENTS)
@@ -649,7 +647,7 @@ def test_memories_are_replaced_and_not_edited(runner: Runner) -> None:
         federation = build_federation(scenario)
         with LocalGrid(LocalApp(scenario, federation)) as grid:
             run_rounds(
-                strategy_of(scenario),
+                strategy_of(scenario, federation),
                 grid,
                 pack_arrays(initial_weights(scenario, federation)),
                 num_rounds=4,

@@ -7,6 +7,7 @@ a list of lines, a client can be trained by any worker next, and memory does not
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 import weakref
@@ -57,6 +58,8 @@ class States:
         self._uses: Counter[str] = Counter()  # file -> clients whose present state is there
         self._kept: set[str] = set()
         self._count = 0
+        # A worker of a run that was killed may still be writing while the run is taken up.
+        self._session = secrets.token_hex(4)
 
     def slip(self, client: int) -> str:
         """Return where a client's state is."""
@@ -70,7 +73,7 @@ class States:
         """Return a name that no file here has."""
         while True:
             self._count += 1
-            name = f"{self._count:08d}{SUFFIX}"
+            name = f"{self._session}-{self._count:08d}{SUFFIX}"
             if not (self.folder / name).exists():
                 return name
 
