@@ -35,7 +35,7 @@ class StackedSteps(Steps):
         self._theta = self._received.repeat(len(sizes), 1)
         self._parameters = self.model.named(self._theta)
         device = self.pool.y.device
-        self._firsts = torch.tensor([client.rows.start for client in self.clients], device=device)
+        self._firsts, self._numbers = _places([client.rows for client in self.clients], device)
         self._sizes = torch.tensor(sizes, device=device)
         self._expected_sizes = self._theta.new_tensor([self._expected(row) for row in range(len(sizes))])
         self._stacked = _stack(self.memories)
@@ -177,7 +177,7 @@ class StackedSteps(Steps):
         visits = torch.zeros(len(epochs), steps * width, dtype=torch.int64)
         visits[filled] = torch.cat([epoch.rows for epoch in epochs])
         device = self.pool.y.device
-        rows = visits.to(device) + self._firsts.unsqueeze(1)
+        rows = self._in_pool(visits.to(device) + self._firsts.unsqueeze(1))
         moves: Tensor | None = None
         shifts = [epoch.shifts for epoch in epochs if epoch.shifts is not None]
         if shifts:
@@ -271,8 +271,23 @@ class StackedSteps(Steps):
             width = min(CHUNK, self._largest - start)
             places = start + offsets[:width]
             real = places < self._sizes[:count].unsqueeze(1)
-            rows = self._firsts[:count].unsqueeze(1) + torch.where(real, places, 0)
+            rows = self._in_pool(self._firsts[:count].unsqueeze(1) + torch.where(real, places, 0))
             yield count, self.pool.x[rows], self.pool.y[rows], real.to(self._theta.dtype)
+
+    def _in_pool(self, places: Tensor) -> Tensor:
+        """Return the examples at places in the pool, or in the lists one after the other."""
+        return places if self._numbers is None else self._numbers[places]
+
+
+def _places(rows: Sequence[range | Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return where each client's examples begin, [K], and their numbers where clients have lists of them."""
+    lists = [numbers for numbers in rows if not isinstance(numbers, range)]
+    if not lists:
+        starts = [numbers.start for numbers in rows if isinstance(numbers, range)]
+        return torch.tensor(starts, device=device), None
+    assert len(lists) == len(rows), "all clients of a federation have ranges, or all have lists"
+    sizes = torch.tensor([len(numbers) for numbers in lists], device=device)
+    return sizes.cumsum(0) - sizes, torch.cat(lists)
 
 
 def _stack(memories: Sequence[Memories]) -> dict[str, Named]:

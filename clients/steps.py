@@ -32,20 +32,36 @@ class Client:
     """One client of a block.
 
     Attributes:
-        rows: Its train examples in the pool.
+        rows: Its train examples in the pool: a range of it, or their numbers, [n] int64 on the pool's device.
         stream: Purpose -> its generator of this round.
         state: What it kept from its last participation.
         share: Share of its local steps that it takes.
     """
 
-    rows: range
+    rows: range | Tensor
     stream: Stream
     state: Mapping[str, Tensor] = field(default_factory=dict)
     share: float = 1.0
 
     def shard(self, pool: Split) -> Split:
-        """Return its train examples, without copying them."""
-        return pool[self.rows.start : self.rows.stop]
+        """Return its train examples, without copying them where they are a range."""
+        return pool[self._places]
+
+    def labels(self, pool: Split) -> Tensor:
+        """Return the classes of its train examples, [n]."""
+        return pool.y[self._places]
+
+    def visits(self, pool: Split, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and classes in the order in which examples are visited, numbered within the shard."""
+        if isinstance(self.rows, range):
+            shard = self.shard(pool)
+            return shard.x[order], shard.y[order]
+        places = self.rows[order]
+        return pool.x[places], pool.y[places]
+
+    @property
+    def _places(self) -> slice | Tensor:
+        return slice(self.rows.start, self.rows.stop) if isinstance(self.rows, range) else self.rows
 
 
 class Steps(ABC):
@@ -125,7 +141,7 @@ class Steps(ABC):
         return [batches.epoch().first(count) for batches, count in zip(self._batches, left, strict=True)]
 
     def _fresh_memories(self) -> list[Memories]:
-        return [self.objective.init(client.shard(self.pool).y, client.state) for client in self.clients]
+        return [self.objective.init(client.labels(self.pool), client.state) for client in self.clients]
 
     def _expected(self, row: int) -> int:
         """Return the expected size of a client's random batch."""
@@ -169,10 +185,8 @@ class EachSteps(Steps):
 
     def epoch(self) -> None:
         """Make one pass over the shard."""
-        shard, device = self.clients[0].shard(self.pool), self.pool.y.device
         epoch = self._next_epochs()[0]
-        order = epoch.rows.to(device)
-        x, y = shard.x[order], shard.y[order]
+        x, y = self.clients[0].visits(self.pool, epoch.rows.to(self.pool.y.device))
         self.model.network.train()
         end = 0
         for size in epoch.sizes:

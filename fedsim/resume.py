@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fedsim import checkpoint
 from fedsim.averages import Average
-from fedsim.datasets import Split
+from fedsim.datasets import Split, data_root
 from fedsim.engine.states import States
 from fedsim.errors import DataError, ScenarioError
 from fedsim.federation import Federation
@@ -218,15 +218,20 @@ def refuse_changes(before: Mapping[str, Any], scenario: Scenario, where: str) ->
 
 
 def hashes_of(scenario: Scenario, federation: Federation) -> dict[str, str]:
-    """Return SHA-256 of what results depend on and a scenario only names: partition, examples, teachers' files."""
+    """Return SHA-256 of what results depend on and a scenario only names: partition, examples, teachers, traces."""
     found = {"partition": str(federation.manifest["sha256"]), "examples": _digest(federation)}
     for name, hook in scenario.client.named_hooks.items():
         if hook.teacher not in (None, "received"):
-            path = Path(str(hook.teacher))
-            found[f"{name}: {path}"] = (
-                hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
-            )
+            found[f"{name}: {hook.teacher}"] = _file_digest(Path(str(hook.teacher)))
+    for name, part in dict(scenario.system or ()).items():
+        trace = getattr(part, "path", None)
+        if isinstance(trace, str):
+            found[f"system.{name}: {trace}"] = _file_digest(data_root() / trace)
     return found
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 
 def _digest(federation: Federation) -> str:

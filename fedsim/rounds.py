@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -131,7 +131,7 @@ def run_rounds(
     for number in range(first, num_rounds + 1):
         evaluates = number % evaluate_every == 0 or number == num_rounds
         keeps = keep_every > 0 and (number % keep_every == 0 or number == num_rounds)
-        finished = loop.round(number, arrays, evaluates=evaluates, keeps=keeps)
+        finished = loop.round(number, arrays, evaluates=evaluates, keeps=keeps, last=number == num_rounds)
         arrays, served = finished.arrays, finished.served
         for callback in callbacks:
             callback(finished)
@@ -149,19 +149,29 @@ class _Loop:
     ) -> None:
         self._strategy, self._grid, self._central, self._timeout = strategy, grid, central, timeout
         self._average = average
+        # A round depends on the model alone, not on how the one before is evaluated or written down: so where the
+        # grid can be given work without waiting, workers train while that is done.
+        self._ahead = getattr(strategy, "begins_ahead", False) and hasattr(grid, "submit")
+        self._begun: Callable[[], list[Message]] | None = None
+        self._remembers = True
 
-    def round(self, number: int, arrays: ArrayRecord, *, evaluates: bool, keeps: bool) -> Round:
-        """Train (not in round 0) and evaluate (when due)."""
+    def round(self, number: int, arrays: ArrayRecord, *, evaluates: bool, keeps: bool, last: bool) -> Round:
+        """Train (not in round 0), evaluate (when due), and set the next round going (unless this is the last)."""
         clock = _Clock()
         trained: list[Message] = []
         if number > 0:
             trained, arrays = self._train(number, arrays, clock)
         served = self._served(arrays) if number > 0 else arrays
         kept = self._kept() if keeps else None  # now: whoever reads it later must not see a later round's
-        evaluated = self._evaluate(number, served) if evaluates else []
+        did = getattr(self._strategy, "last", None) if number > 0 else None
+        evaluation = self._evaluation(number, served) if evaluates else None
+        if self._ahead and not last:
+            self._begun = self._begin(number + 1, arrays)
         central = self._central(number, served) if evaluates and self._central else {}
+        evaluated = evaluation() if evaluation is not None else []
+        if evaluates:
+            self._strategy.aggregate_evaluate(number, evaluated)
         clock.lap("evaluate")
-        last = getattr(self._strategy, "last", None) if number > 0 else None
         answers = tuple(read(reply) for reply in evaluated)
         _refuse_divergence(number, answers)
         return Round(
@@ -170,36 +180,40 @@ class _Loop:
             served=served,
             trained=tuple(read(reply) for reply in trained),
             evaluated=answers,
-            weights=last.weights if last else {},
-            info=last.info if last else {},
-            failures=(*(last.failures if last else ()), *(a for a in answers if a.error is not None)),
+            weights=did.weights if did else {},
+            info=did.info if did else {},
+            failures=(*(did.failures if did else ()), *(a for a in answers if a.error is not None)),
             central=central,
             seconds=clock.seconds(),
-            system=getattr(last, "system", None),
+            system=getattr(did, "system", None),
             kept=kept,
         )
 
     def _kept(self) -> Kept | None:
         """Return the present state of everything; memories are replaced from round to round, never edited."""
-        states = getattr(self._grid, "states", None)
-        system = getattr(self._strategy, "system", None)
-        try:
-            memory = getattr(self._strategy, "memory", None)
-        except TypeError as error:  # a strategy of somebody else's that keeps more than plain data
-            memory = None
-            log.warning("no checkpoint: %s", error)
-        if memory is None:
+        if not self._remembers:
             return None
+        try:
+            memory = self._strategy.memory  # type: ignore[attr-defined] # ours have it, others may
+        except (AttributeError, TypeError) as error:
+            self._remembers = False
+            log.warning("no checkpoints: what the strategy remembers is not known as plain data: %s", error)
+            return None
+        states = getattr(self._grid, "states", None)
         return Kept(
             strategy=memory,
             average=self._average.state() if self._average is not None else {},
-            system=getattr(system, "memory", None),
+            system=getattr(getattr(self._strategy, "system", None), "memory", None),
             clients=states.index() if states is not None else None,
         )
 
+    def _begin(self, number: int, arrays: ArrayRecord) -> Callable[[], list[Message]]:
+        """Ask this round's clients to train; return what waits for their replies."""
+        return self._send(self._strategy.configure_train(number, arrays, ConfigRecord(), self._grid))
+
     def _train(self, number: int, arrays: ArrayRecord, clock: _Clock) -> tuple[list[Message], ArrayRecord]:
-        messages = self._strategy.configure_train(number, arrays, ConfigRecord(), self._grid)
-        replies = self._send(messages)
+        replies = (self._begun or self._begin(number, arrays))()
+        self._begun = None
         clock.lap("train")
         aggregated, _ = self._strategy.aggregate_train(number, replies)
         clock.lap("aggregate")
@@ -214,15 +228,18 @@ class _Loop:
         layout = Layout.of(named)
         return pack_arrays(layout.split(self._average.add(layout.join(named))))
 
-    def _evaluate(self, number: int, arrays: ArrayRecord) -> list[Message]:
-        messages = self._strategy.configure_evaluate(number, arrays, ConfigRecord(), self._grid)
-        replies = self._send(messages)
-        self._strategy.aggregate_evaluate(number, replies)
-        return replies
+    def _evaluation(self, number: int, arrays: ArrayRecord) -> Callable[[], list[Message]]:
+        """Ask the clients to evaluate; return what waits for their replies."""
+        return self._send(self._strategy.configure_evaluate(number, arrays, ConfigRecord(), self._grid))
 
-    def _send(self, messages: Iterable[Message]) -> list[Message]:
+    def _send(self, messages: Iterable[Message]) -> Callable[[], list[Message]]:
         sent = list(messages)
-        return list(self._grid.send_and_receive(sent, timeout=self._timeout)) if sent else []
+        if not sent:
+            return list
+        if self._ahead:
+            found: Callable[[], list[Message]] = cast(Any, self._grid).submit(sent, timeout=self._timeout).replies
+            return found
+        return lambda: list(self._grid.send_and_receive(sent, timeout=self._timeout))
 
 
 class _Clock:

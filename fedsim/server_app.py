@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,14 @@ from clients.steps import set_precision
 from fedsim import plugins
 from fedsim.averages import Average
 from fedsim.datasets import data_root
+from fedsim.engine.base import BlockGrid
 from fedsim.engine.states import States
 from fedsim.errors import FedSimError, ScenarioError
 from fedsim.federation import Federation
 from fedsim.lock import RunLock
 from fedsim.metrics import SUMS, measured
 from fedsim.parameters import tensor_of
+from fedsim.profile import PROFILE, Stopwatch, lines
 from fedsim.report import save_partition_figure, write_report
 from fedsim.resume import Checkpoints, Saved, hashes_of
 from fedsim.rounds import Callback, CentralEvaluation, Round, run_rounds
@@ -96,9 +99,10 @@ def _conduct(
         for note in run.changes():
             log.warning("%s", note)
         status, reason = "failed", None
+        watch = Stopwatch()
         try:
             save_partition_figure(folder)
-            _rounds(scenario, federation, grid, run, callbacks, saved)
+            _rounds(scenario, federation, grid, run, callbacks, saved, watch)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -113,8 +117,17 @@ def _conduct(
             log.exception("the run failed")
             raise
         finally:
+            if isinstance(grid, BlockGrid):
+                _note_usage(folder, watch.found(grid.usage()))
             _leave(run, status, reason)
     return run.summary
+
+
+def _note_usage(folder: Path, found: dict[str, Any]) -> None:
+    """Write down where the time went and what each worker did."""
+    for line in lines(found):
+        log.info("%s", line)
+    (folder / PROFILE).write_text(json.dumps(found, indent=2), encoding="utf-8")
 
 
 def _leave(run: RunFolder, status: str, reason: str | None) -> None:
@@ -205,6 +218,7 @@ def _rounds(
     run: RunFolder,
     callbacks: Sequence[Callback],
     saved: Saved | None,
+    watch: Stopwatch,
 ) -> None:
     strategy = strategy_of(scenario, federation, min_available_nodes=federation.num_clients)
     average = Average.of(
@@ -230,7 +244,7 @@ def _rounds(
         num_rounds=scenario.rounds,
         evaluate_every=scenario.evaluation.every,
         central=_central_evaluation(scenario, federation),
-        callbacks=[run, *callbacks, *checkpoints],
+        callbacks=[watch, *(watch.around(callback) for callback in (run, *callbacks, *checkpoints))],
         timeout=scenario.engine.timeout_s,
         average=average,
         after=saved.last if saved is not None else None,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,6 +26,7 @@ from fedsim.errors import DataError, FedSimError
 from fedsim.fairness import fairness_block
 from fedsim.federation import Federation
 from fedsim.lock import RunLock
+from fedsim.profile import tables
 from fedsim.resume import Saved, refuse_changes, state_file, states_folder
 from fedsim.rounds import Callback, Round
 from fedsim.run_folder import CHECKPOINT, default_folder, refuse_used
@@ -35,13 +37,16 @@ QUIET_S = 15.0
 """Longest silence of a run whose output is no terminal."""
 
 
-def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:
+def simulate(
+    path: str | Path, overrides: Sequence[str] = (), out: Path | None = None, *, profile: bool = False
+) -> Path:
     """Run a scenario on virtual clients and return the run folder.
 
     Args:
         path: A scenario file, or the name of a bundled one.
         overrides: "key=value" changes.
         out: The run folder; None makes a new one under runs/.
+        profile: Say at the end where the time went and how busy each worker was.
 
     Raises:
         FedSimError: The scenario, the data, the engine or a client is at fault.
@@ -54,7 +59,10 @@ def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None =
     console.print(_headline(scenario, federation), highlight=False)
     for note in scenario.notes():
         console.print(f"note: {note}", highlight=False)
-    return _carry_out(console, scenario, federation, folder)
+    _carry_out(console, scenario, federation, folder)
+    for table in tables(folder) if profile else ():
+        console.print(table)
+    return folder
 
 
 def resume(folder: Path, overrides: Sequence[str] = ()) -> Path:
@@ -110,14 +118,22 @@ def _is_finished(folder: Path) -> bool:
         return False
     if _status(folder) == "finished":
         return True
-    begun = (folder / CHECKPOINT).is_dir()
-    if begun and Scenario.load(folder / "scenario.toml").engine.checkpoint_every > 0:
+    if not (folder / CHECKPOINT).is_dir():
+        reason = "the version that wrote it made none"
+    elif Scenario.load(folder / "scenario.toml").engine.checkpoint_every == 0:
+        reason = "it was run with engine.checkpoint_every = 0"
+    elif _num_rows(folder / "rounds.parquet") > 1:  # round 0 ends with a checkpoint
+        reason = "its strategy allows none, log.txt says why"
+    else:
         return False
-    reason = "it was run with engine.checkpoint_every = 0" if begun else "the version that wrote it made none"
     raise DataError(
         f"{folder}: holds no checkpoint to go on from, {reason}; begin again with: python run_sim.py run "
         f"{folder / 'scenario.toml'}"
     )
+
+
+def _num_rows(table: Path) -> int:
+    return int(pq.ParquetFile(table).metadata.num_rows) if table.is_file() else 0
 
 
 def _status(folder: Path) -> str:

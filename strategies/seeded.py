@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import getLogger
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -72,8 +73,13 @@ class SeededStrategy(Strategy):
         min_available_nodes: Nodes to wait for before a round starts.
         seed: Seed of the sampling; the draw of a round depends on the seed, the round and the node ids alone.
         max_failures: Clients that may fail in one round; one more stops the run.
+
+    Attributes:
+        begins_ahead: A round's clients may be asked before the one before is evaluated: they do not depend on it.
         system: What the clients' devices do to a round; None leaves every client there and in no time.
     """
+
+    begins_ahead: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ ALLOWED = {
     "flwr_datasets": ("fedsim/partitions/",),
     "datasets": ("fedsim/partitions/",),
     "typer": ("run_sim.py",),
-    "rich": ("fedsim/simulation.py", "run_sim.py"),
+    "rich": ("fedsim/profile.py", "fedsim/simulation.py", "run_sim.py"),
     "pandas": ("fedsim/run_folder.py", "fedsim/report/", "fedsim/datasets/heart.py"),
     "matplotlib": ("fedsim/report/",),
 }

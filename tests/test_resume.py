@@ -59,6 +59,20 @@ backend = "local"
 [evaluation]
 every = 2
 """
+DEVICES = [
+    "system.deadline_s=20",
+    "system.over_selection=1.4",
+    "system.dropout=0.25",
+    "system.latency_s=0.1",
+    "system.availability.name=day_cycle",
+    "system.availability.share=0.45",
+    "system.availability.period_s=60",
+    "system.speed.name=lognormal",
+    "system.speed.median=10",
+    "system.speed.sigma=0.8",
+    "system.partial_work.name=uniform",
+    "system.partial_work.min_share=0.2",
+]
 METHODS: dict[str, list[str]] = {
     "fedavg": [],
     "adafed": ["strategy.name=adafed"],
@@ -95,6 +109,8 @@ METHODS: dict[str, list[str]] = {
         "strategy.strategy.name=fedadam",
     ],
     "hooks with a memory": ["client.hooks.fed_it.decay=0.9", 'evaluation.metrics=["class_accuracy", "cmi"]'],
+    "scaffold on devices": ["strategy.name=scaffold", *DEVICES],
+    "flwr:FedAdam on devices": ["strategy.name=flwr:FedAdam", "server.average=recent", *DEVICES],
     "decays": ["client.lr_decay=0.9", "server.lr_decay=0.9", "strategy.name=fedyogi"],
 }
 
@@ -210,10 +226,13 @@ class TestBits:
         changes = METHODS[method]
         whole = runner.whole(*changes)
         for number in range(NUM_ROUNDS + 1):
-            during = "callbacks" if number % 2 == 0 else "train"
+            # Devices leave rounds in which nobody trains.
+            during = "train" if number % 2 and "devices" not in method else "callbacks"
             stopped = runner.stopped(number, *(changes if number == 0 else ()), during=during)
         assert first_rounds(stopped) == [0, 1, 2, 3, 4]  # the second began anew: the first had no checkpoint
         assert_same(resume(stopped), whole)
+        if "devices" in method:
+            assert pd.read_parquet(whole / "rounds.parquet")["num_sampled"].tolist()[1:].count(0) > 0
 
     @pytest.mark.parametrize(("number", "during"), MOMENTS)
     def test_one_interruption_in_any_round_and_phase(self, number: int, during: str, runner: Runner) -> None:
@@ -330,6 +349,22 @@ class TestRefusals:
         shutil.rmtree(stopped / "checkpoint")
         self.refused(stopped, "no checkpoint to go on from, the version that wrote it made none")
 
+    def test_a_strategy_without_plain_memory(self, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The run goes on, and what it left is not begun anew without a word."""
+
+        def memory(strategy: Any) -> Any:
+            raise TypeError("trees: bytes is no plain data")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("strategies.stock.StockStrategy.memory", property(memory))
+            stopped = runner.stopped(3, "strategy.name=flwr:FedAvg")
+        assert not state_file(stopped).exists()
+        assert (stopped / "log.txt").read_text().count("no checkpoints: ") == 1
+        assert "trees: bytes is no plain data" in (stopped / "log.txt").read_text()
+        self.refused(
+            stopped, "no checkpoint to go on from, its strategy allows none, log.txt says why; begin again"
+        )
+
     @pytest.mark.parametrize("number", [0, 3])
     def test_another_scenario_by_set(self, number: int, runner: Runner) -> None:
         stopped = runner.stopped(number)
@@ -386,6 +421,14 @@ class TestRefusals:
         teacher.unlink()
         shutil.copy(runner.whole("seed=9", out="other") / "model.safetensors", teacher)
         self.refused(stopped, "distill: .*model.safetensors: [0-9a-f]{64} -> [0-9a-f]{64}")
+
+    def test_another_trace(self, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FEDSIM_DATA", str(runner.folder))
+        trace = runner.folder / "speeds.csv"
+        trace.write_text("client,speed\n" + "".join(f"{client},{client + 5}\n" for client in range(6)))
+        stopped = runner.stopped(3, "system.speed.name=trace", "system.speed.path=speeds.csv")
+        trace.write_text(trace.read_text().replace("0,5", "0,6"))
+        self.refused(stopped, "system.speed: speeds.csv: [0-9a-f]{64} -> [0-9a-f]{64}")
 
     def test_a_damaged_checkpoint(self, runner: Runner) -> None:
         stopped = runner.stopped(3)

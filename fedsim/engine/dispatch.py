@@ -15,8 +15,10 @@ from itertools import count
 from logging import getLogger
 from typing import Any
 
+from fedsim.engine import flower
 from fedsim.engine.board import Boards, Note
 from fedsim.engine.desk import IDLE
+from fedsim.engine.flower import Fault
 from fedsim.engine.jobs import Answered, Crew, Done, Job, Live, Member, Piece
 from fedsim.engine.schedule import balance
 from fedsim.engine.states import States
@@ -287,7 +289,8 @@ class Dispatcher:
                 member.worked.restarts += 1
                 self._crew.restart(member)
                 self._queue.extendleft(reversed(others))
-        live.task.failed = missing | live.task.failed
+        late = {client: Fault(why, flower.NO_ANSWER) for client, why in missing.items()}
+        live.task.failed = late | live.task.failed
         live.late = True
         live.left = 0
         self._drop(live)

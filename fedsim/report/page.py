@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from fedsim import manifest
 from fedsim.errors import DataError
 from fedsim.report import certificate, figures, hooks, measured, partition, style, system, tables, words
 from fedsim.report.folder import RunFolder, read
@@ -275,5 +276,5 @@ def _partition_label(run: RunFolder) -> str:
 
 def _draw_partition(run: RunFolder) -> Figure:
     ids = sorted(run.counts_by_client("train"))
-    names = {int(row["client"]): row.get("name") for row in run.manifest.get("clients", [])}
-    return partition.partition(run.matrix("train"), run.class_names, [str(names[k] or k) for k in ids])
+    names = manifest.names(run.manifest)
+    return partition.partition(run.matrix("train"), run.class_names, [names.get(k, str(k)) for k in ids])
