@@ -235,6 +235,11 @@ def _progress(console: Console, num_rounds: int) -> Iterator[Callback]:
 
 
 def _standing(finished: Round) -> str:
+    clock = "" if finished.system is None else f"at {finished.system.end_s:,.0f} simulated s  "
+    return (clock + _reached(finished)).rstrip()
+
+
+def _reached(finished: Round) -> str:
     values = [answer.numbers["test_accuracy"] for answer in finished.evaluated if "test_accuracy" in answer.numbers]
     if not values:
         losses = [answer.numbers["loss"] for answer in finished.trained if "loss" in answer.numbers]

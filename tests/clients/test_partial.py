@@ -163,3 +163,14 @@ def test_all_steps_are_the_bits_of_no_share_at_all() -> None:
         clients = [replace(client, share=1.0) for client in block.clients(1)]
         again = how(block.model, block.theta, block.pool, clients, block.work())
         assert all(torch.equal(a.update, b.update) for a, b in zip(plain, again, strict=True))
+
+
+def test_clients_that_share_examples_take_their_shares() -> None:
+    """Where clients overlap their examples come as numbers; the same examples give the same bits."""
+    for how in (fit_each, fit_stacked):
+        block = Block("mlp", settings={"momentum": 0.5}, shares=SHARES)
+        listed = [replace(c, rows=torch.arange(c.rows.start, c.rows.stop)) for c in block.clients(1)]  # type: ignore[union-attr]
+        numbered = how(block.model, block.theta, block.pool, listed, block.work())
+        for one, other in zip(block.fits(how), numbered, strict=True):
+            assert torch.equal(one.update, other.update)
+            assert one.report["steps"] == other.report["steps"]
