@@ -37,6 +37,7 @@ check: $(READY)  ## format, lint and types
 bench: $(READY)  ## measure, ratios side by side
 	$(BIN)/python benchmarks/kernel.py
 	$(BIN)/python -m benchmarks.simulators
+	$(BIN)/python -m benchmarks.registered
 
 docs: $(READY)  ## write the pages that come from the code
 	$(BIN)/python -m fedsim.rules_page > docs/rules.md

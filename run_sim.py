@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The command line of fedsim: run, report, check, list.
+"""The command line of fedsim: run, resume, app, report, check, list, doctor.
 
 python run_sim.py run scenarios/quickstart.toml --set strategy.name=fedavg --set seed=1
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,14 @@ cli = typer.Typer(
     help="Federated-learning simulation for fairness research.",
 )
 
+
+class Backend(StrEnum):
+    """Where clients run."""
+
+    RAY = "ray"
+    LOCAL = "local"
+
+
 ScenarioArgument = Annotated[str, typer.Argument(help="A scenario file, or the name of a bundled one.")]
 SetOption = Annotated[
     list[str] | None,
@@ -46,12 +55,30 @@ def run(
     changes: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder (default: a new one under runs/).")] = None,
     data: DataOption = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say at the end where the time went and how busy each worker was.")
+    ] = False,
 ) -> None:
     """Run a scenario and leave a run folder with every number and a report."""
     from fedsim.simulation import simulate
 
     _set_data(data)
-    folder = simulate(scenario, changes or [], out)
+    folder = simulate(scenario, changes or [], out, profile=profile)
+    typer.echo(f"report: {folder / 'report.html'}")
+    typer.echo(folder)
+
+
+@cli.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    changes: SetOption = None,
+    data: DataOption = None,
+) -> None:
+    """Go on with a run that was killed, interrupted or stopped by a failure."""
+    from fedsim.simulation import resume as go_on
+
+    _set_data(data)
+    go_on(folder, changes or [])
     typer.echo(f"report: {folder / 'report.html'}")
     typer.echo(folder)
 
@@ -81,8 +108,9 @@ def list_(
     family: Annotated[
         str | None,
         typer.Argument(
-            help="strategies, datasets, partitions, models, hooks, metrics or scenarios; one of them by name; or "
-            "a table: client, server, engine, evaluation."
+            help="strategies, datasets, partitions, models, hooks, metrics, availability, rates, "
+            "partial_work or scenarios; one of them by name; or a table: client, server, engine, evaluation, "
+            "system."
         ),
     ] = None,
 ) -> None:
@@ -91,6 +119,52 @@ def list_(
 
     for line in lines(family):
         typer.echo(line)
+
+
+@cli.command()
+def doctor(
+    data: DataOption = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also start Ray with one worker, and end it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look for what on this machine would stop a run; exit code 2 if something does."""
+    from fedsim import doctor as examination
+
+    _set_data(data)
+    root = Path(os.environ.get("FEDSIM_DATA") or Path.home() / ".cache" / "fedsim").expanduser()
+    findings = []
+    for finding in examination.examine(root, deep=deep):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(finding.text)
+    typer.echo(examination.as_json(findings) if as_json else examination.summary(findings))
+    raise typer.Exit(examination.exit_code(findings))
+
+
+@cli.command()
+def app(
+    folder: Annotated[str, typer.Argument(metavar="PATH", help="The folder of a Flower app: its pyproject.toml.")],
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Number of virtual nodes.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--run-config", metavar="'KEY=VALUE ...'|FILE", help="Change keys that the app declares; repeatable."
+        ),
+    ] = None,
+    backend: Annotated[Backend, typer.Option("--backend", help="Ray workers, or this process.")] = Backend.RAY,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Number of Ray workers (default: one a core).")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option("--gpus-per-worker", min=0.0, help="Share of a GPU that each takes.")
+    ] = 0.0,
+) -> None:
+    """Run any Flower app of the Message API, unchanged."""
+    from fedsim.engine.app_run import run_app
+    from fedsim.settings import EngineSettings
+
+    settings = EngineSettings(backend=backend.value, workers=workers, gpus_per_worker=gpus_per_worker)
+    run_app(folder, nodes, changes or [], settings, lambda line: typer.echo(line, err=True))
 
 
 def _set_data(data: Path | None) -> None:

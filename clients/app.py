@@ -224,7 +224,8 @@ class LocalApp:
         for unit in units:
             rows = range(end, end := end + len(unit))
             desk.turn_to(rows.start, len(rows))
-            block = [here.client(self.scenario.seed, request.server_round, clients[r], states[r]) for r in rows]
+            seed, number, share = self.scenario.seed, request.server_round, request.shares.get
+            block = [here.client(seed, number, clients[r], states[r], share(clients[r], 1.0)) for r in rows]
             for row, fit in zip(rows, self._blockwise(answer, here, theta, work, block), strict=True):
                 fault = fit if isinstance(fit, Exception) else self._fault(fit)
                 if fault is not None or isinstance(fit, Exception):

@@ -40,6 +40,14 @@ class Epoch:
     sizes: tuple[int, ...]
     shifts: Tensor | None = None
 
+    def first(self, count: int) -> Epoch:
+        """Return the same pass cut off after a number of batches."""
+        if count >= len(self.sizes):
+            return self
+        sizes = self.sizes[:count]
+        end = sum(sizes)
+        return Epoch(self.rows[:end], sizes, None if self.shifts is None else self.shifts[:end])
+
 
 class Batches:
     """A client's batches of one round, epoch after epoch.
@@ -84,6 +92,32 @@ class Batches:
         if self._settings.augment == "flip":
             moves = torch.full_like(moves, CROP)
         return torch.cat([moves, flips], dim=1)
+
+
+def num_steps(num_examples: int, batch_size: int, epochs: int, share: float = 1.0) -> int:
+    """Return how many local steps a client takes.
+
+    Args:
+        num_examples: Size of its shard.
+        batch_size: Examples per step.
+        epochs: Passes over the shard of all its work.
+        share: Share of its steps that it takes; at least one is taken.
+
+    >>> num_steps(100, 32, 2), num_steps(100, 32, 2, 0.5)
+    (8, 4)
+    """
+    total = epochs * math.ceil(num_examples / batch_size)
+    return total if share >= 1.0 else max(1, round(share * total))
+
+
+def num_visits(num_examples: int, batch_size: int, steps: int) -> int:
+    """Return how many examples a number of steps goes through, the last batch of a pass being smaller.
+
+    >>> num_visits(100, 32, 4), num_visits(100, 32, 5)
+    (100, 132)
+    """
+    passes, left = divmod(steps, math.ceil(num_examples / batch_size))
+    return passes * num_examples + min(left * batch_size, num_examples)
 
 
 def augment(x: Tensor, shifts: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from clients import cohort, trial
 from clients.evaluation import evaluate
@@ -35,7 +36,9 @@ class Resident:
         self.model = flat_network(scenario, federation, device)
         self.metrics = measured(scenario.evaluation.metrics)
         self.num_groups = len(federation.group_names)
-        self.pool, self._test = federation.train.to(device), federation.test.to(device)
+        self.pool = federation.train.to(device)
+        # Where clients overlap there is one pool for both sides.
+        self._test = self.pool if federation.test is federation.train else federation.test.to(device)
         self._federation = federation
         self.objective = Objective()
         if scenario.client.hooks:
@@ -43,15 +46,23 @@ class Resident:
             self.objective = Objective(scenario.client.named_hooks, shapes)
             self.objective.files = teachers_of(self.objective, self.model)
 
-    def client(self, seed: int, server_round: int, client: int, state: State) -> Client:
-        """Return a client as local training sees it."""
-        offsets = self._federation.train_offsets
+    def client(self, seed: int, server_round: int, client: int, state: State, share: float = 1.0) -> Client:
+        """Return a client as local training sees it, taking a share of its local steps."""
 
         def stream(purpose: str) -> torch.Generator:
             return seeds.generator(seed, purpose, server_round, client)
 
-        rows = range(int(offsets[client]), int(offsets[client + 1]))
-        return Client(rows, stream, self.tensors(state))
+        rows = self._rows(self._federation.train_offsets, self._federation.train_rows, range(client, client + 1))
+        return Client(rows, stream, self.tensors(state), share)
+
+    def _rows(
+        self, offsets: NDArray[np.int64], numbers: NDArray[np.int32] | None, clients: range
+    ) -> range | Tensor:
+        """Return what consecutive clients own in a pool: a range, or examples' numbers where clients overlap."""
+        begin, end = int(offsets[clients.start]), int(offsets[clients.stop])
+        if numbers is None:
+            return range(begin, end)
+        return torch.from_numpy(numbers[begin:end].astype(np.int64)).to(self.device)
 
     def tensors(self, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, torch.Tensor]:
         """Return copies on the device: what comes from shared memory is read-only."""
@@ -63,17 +74,20 @@ class Resident:
         Returns:
             What the metrics give, name -> [K] or [K, V], and the clients' numbers of test examples.
         """
-        offsets = self._federation.test_offsets
-        test = self._test[int(offsets[group.start]) : int(offsets[group.stop])]
+        test = _taken(self._test, self._rows(self._federation.test_offsets, self._federation.test_rows, group))
         sizes = [int(self._federation.test_sizes[client]) for client in group]
         scores = None
         if self.objective.predictor is not None:
             assert len(group) == 1, "every client predicts in its own way"
             self.model.theta.copy_(theta)
-            rows = self._federation.train_offsets[group.start : group.stop + 1].tolist()
-            scores = self.objective.predictor_of(self.model, self.pool[slice(*rows)])
+            rows = self._rows(self._federation.train_offsets, self._federation.train_rows, group)
+            scores = self.objective.predictor_of(self.model, _taken(self.pool, rows))
         found = evaluate(self.model, theta, test, sizes, self.metrics, scores, self.num_groups)
         return found, sizes
+
+
+def _taken(pool: Split, rows: range | Tensor) -> Split:
+    return pool[rows.start : rows.stop] if isinstance(rows, range) else pool[rows]
 
 
 def flat_network(scenario: Scenario, federation: Federation, device: torch.device) -> FlatNetwork:

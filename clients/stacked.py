@@ -35,7 +35,7 @@ class StackedSteps(Steps):
         self._theta = self._received.repeat(len(sizes), 1)
         self._parameters = self.model.named(self._theta)
         device = self.pool.y.device
-        self._firsts = torch.tensor([client.rows.start for client in self.clients], device=device)
+        self._firsts, self._numbers = _places([client.rows for client in self.clients], device)
         self._sizes = torch.tensor(sizes, device=device)
         self._expected_sizes = self._theta.new_tensor([self._expected(row) for row in range(len(sizes))])
         self._stacked = _stack(self.memories)
@@ -72,7 +72,7 @@ class StackedSteps(Steps):
                 gradients.add_(self._theta, alpha=decay)
         return totals.tolist(), gradients
 
-    def begin(self, terms: Sequence[Terms], starts: Sequence[Tensor] | None = None) -> None:
+    def begin(self, terms: Sequence[Terms], epochs: int, starts: Sequence[Tensor] | None = None) -> None:
         """Start with momentum zero."""
         if starts is not None:
             self._theta.copy_(torch.stack(list(starts)))
@@ -85,11 +85,40 @@ class StackedSteps(Steps):
         pulls = [term.proximal for term in terms]
         self._pull = self._theta.new_tensor(pulls).unsqueeze(1) if any(pulls) else None
         self._velocity = torch.zeros_like(self._theta) if self.settings.momentum else None
-        self.taken = [0] * len(self.clients)
+        self._count_from_zero(epochs)
 
     def epoch(self) -> None:
-        """Let every client make one pass over its shard."""
-        epochs = [batches.epoch() for batches in self._batches]
+        """Let every client that is not done make one pass over its shard."""
+        epochs = self._next_epochs()
+        counts = [len(epoch.sizes) for epoch in epochs]
+        if not any(counts):
+            return
+        order = sorted(range(len(counts)), key=lambda row: -counts[row])
+        if order == list(range(len(counts))):
+            self._pass(epochs)
+        else:  # clients that take a share of their steps: those that take most come first for as long as this lasts
+            self._arrange(order)
+            self._pass([epochs[row] for row in order])
+            self._arrange(sorted(order, key=order.__getitem__))
+        self.memories = _unstack(self._stacked, len(self.clients))
+
+    def _arrange(self, order: Sequence[int]) -> None:
+        """Put the rows of the block into another order."""
+        places = torch.tensor(list(order), device=self._theta.device)
+        rows = [self._theta, self._firsts, self._sizes, self._expected_sizes]
+        rows += [each for each in (self._shift, self._pull, self._velocity) if each is not None]
+        rows += [value for memory in self._stacked.values() for value in memory.values()]
+        for each in rows:
+            each.copy_(each[places])  # in place: the parameters are views
+        self.clients = [self.clients[row] for row in order]
+        self.taken = [self.taken[row] for row in order]
+        self._limits = [self._limits[row] for row in order]
+        self._batches = [self._batches[row] for row in order]
+        self._generators = [self._generators[row] for row in order]
+        self._noise = [self._noise[row] for row in order] if self._noise else []
+
+    def _pass(self, epochs: Sequence[Epoch]) -> None:
+        """Take the steps of one pass; the clients with most of them come first."""
         visits, filled, shifts = self._plan(epochs)
         self.model.network.train()
         for step in range(visits.shape[1]):
@@ -101,7 +130,6 @@ class StackedSteps(Steps):
             self._step(x, self.pool.y[at], filled[:count, step], [e.sizes[step] for e in epochs[:count]])
             for row in range(count):
                 self.taken[row] += 1
-        self.memories = _unstack(self._stacked, len(self.clients))
 
     def refresh(self, wanted: Mapping[str, Sequence[bool]]) -> None:
         """Show hooks the whole shards."""
@@ -135,7 +163,8 @@ class StackedSteps(Steps):
             how each is moved by augmentation, [K, steps, B, 3].
         """
         steps = max(len(epoch.sizes) for epoch in epochs)
-        width = max(min(self.settings.batch_size, self._largest), *(max(epoch.sizes) for epoch in epochs))
+        most = max(max(epoch.sizes, default=0) for epoch in epochs)
+        width = max(min(self.settings.batch_size, self._largest), most)
         # Where each visit goes in [steps * B]: only random batches leave places free before the last one.
         if self.objective.privacy is None:
             counts = torch.tensor([len(epoch.rows) for epoch in epochs])
@@ -143,12 +172,12 @@ class StackedSteps(Steps):
         else:
             sizes = torch.zeros(len(epochs), steps, dtype=torch.int64)
             for row, epoch in enumerate(epochs):
-                sizes[row, : len(epoch.sizes)] = torch.tensor(epoch.sizes)
+                sizes[row, : len(epoch.sizes)] = torch.tensor(epoch.sizes, dtype=torch.int64)
             filled = (torch.arange(width) < sizes.unsqueeze(2)).view(len(epochs), -1)
         visits = torch.zeros(len(epochs), steps * width, dtype=torch.int64)
         visits[filled] = torch.cat([epoch.rows for epoch in epochs])
         device = self.pool.y.device
-        rows = visits.to(device) + self._firsts.unsqueeze(1)
+        rows = self._in_pool(visits.to(device) + self._firsts.unsqueeze(1))
         moves: Tensor | None = None
         shifts = [epoch.shifts for epoch in epochs if epoch.shifts is not None]
         if shifts:
@@ -242,8 +271,23 @@ class StackedSteps(Steps):
             width = min(CHUNK, self._largest - start)
             places = start + offsets[:width]
             real = places < self._sizes[:count].unsqueeze(1)
-            rows = self._firsts[:count].unsqueeze(1) + torch.where(real, places, 0)
+            rows = self._in_pool(self._firsts[:count].unsqueeze(1) + torch.where(real, places, 0))
             yield count, self.pool.x[rows], self.pool.y[rows], real.to(self._theta.dtype)
+
+    def _in_pool(self, places: Tensor) -> Tensor:
+        """Return the examples at places in the pool, or in the lists one after the other."""
+        return places if self._numbers is None else self._numbers[places]
+
+
+def _places(rows: Sequence[range | Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return where each client's examples begin, [K], and their numbers where clients have lists of them."""
+    lists = [numbers for numbers in rows if not isinstance(numbers, range)]
+    if not lists:
+        starts = [numbers.start for numbers in rows if isinstance(numbers, range)]
+        return torch.tensor(starts, device=device), None
+    assert len(lists) == len(rows), "all clients of a federation have ranges, or all have lists"
+    sizes = torch.tensor([len(numbers) for numbers in lists], device=device)
+    return sizes.cumsum(0) - sizes, torch.cat(lists)
 
 
 def _stack(memories: Sequence[Memories]) -> dict[str, Named]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clients.batches import Batches, Stream, augment
+from clients.batches import Batches, Epoch, Stream, augment, num_steps
 from clients.methods import Terms
 from clients.objective import CHUNK, Batch, Memories, Objective, collected, fill_up, moved
 from fedsim.datasets import Split
@@ -32,18 +32,36 @@ class Client:
     """One client of a block.
 
     Attributes:
-        rows: Its train examples in the pool.
+        rows: Its train examples in the pool: a range of it, or their numbers, [n] int64 on the pool's device.
         stream: Purpose -> its generator of this round.
         state: What it kept from its last participation.
+        share: Share of its local steps that it takes.
     """
 
-    rows: range
+    rows: range | Tensor
     stream: Stream
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    share: float = 1.0
 
     def shard(self, pool: Split) -> Split:
-        """Return its train examples, without copying them."""
-        return pool[self.rows.start : self.rows.stop]
+        """Return its train examples, without copying them where they are a range."""
+        return pool[self._places]
+
+    def labels(self, pool: Split) -> Tensor:
+        """Return the classes of its train examples, [n]."""
+        return pool.y[self._places]
+
+    def visits(self, pool: Split, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and classes in the order in which examples are visited, numbered within the shard."""
+        if isinstance(self.rows, range):
+            shard = self.shard(pool)
+            return shard.x[order], shard.y[order]
+        places = self.rows[order]
+        return pool.x[places], pool.y[places]
+
+    @property
+    def _places(self) -> slice | Tensor:
+        return slice(self.rows.start, self.rows.stop) if isinstance(self.rows, range) else self.rows
 
 
 class Steps(ABC):
@@ -76,6 +94,7 @@ class Steps(ABC):
         self._generators = [{name: c.stream(f"hook {name}") for name in objective.hooks} for c in clients]
         self._noise = [c.stream("noise") for c in clients] if privacy is not None else []
         self.taken = [0] * len(clients)
+        self._limits = [0] * len(clients)
         # Shapes decide the last bits of a product, so they come from the federation, not from who is in the block.
         self._largest = max(largest, *(len(client.rows) for client in clients))
 
@@ -89,25 +108,40 @@ class Steps(ABC):
         """Return each client's mean cross-entropy plus L2 term at its weights, and its gradient, [K, D]."""
 
     @abstractmethod
-    def begin(self, terms: Sequence[Terms], starts: Sequence[Tensor] | None = None) -> None:
+    def begin(self, terms: Sequence[Terms], epochs: int, starts: Sequence[Tensor] | None = None) -> None:
         """Start with momentum zero.
 
         Args:
             terms: What joins each client's gradient.
+            epochs: Passes that are to come; clients that take a share of their steps stop before the last.
             starts: Each client's weights, [D], for a second training, whose hooks start afresh; None goes on from
                 the received weights.
         """
 
     @abstractmethod
     def epoch(self) -> None:
-        """Let every client make one pass over its shard."""
+        """Let every client that is not done make one pass over its shard."""
+
+    def done(self, row: int) -> bool:
+        """Say whether a client has taken all steps it takes."""
+        return self.taken[row] >= self._limits[row]
 
     @abstractmethod
     def refresh(self, wanted: Mapping[str, Sequence[bool]]) -> None:
         """Show hooks the whole shard of those clients that want it, at their weights."""
 
+    def _count_from_zero(self, epochs: int) -> None:
+        self.taken = [0] * len(self.clients)
+        size = self.settings.batch_size
+        self._limits = [num_steps(len(client.rows), size, epochs, client.share) for client in self.clients]
+
+    def _next_epochs(self) -> list[Epoch]:
+        """Return each client's next pass, cut off where it has taken its steps."""
+        left = [limit - taken for limit, taken in zip(self._limits, self.taken, strict=True)]
+        return [batches.epoch().first(count) for batches, count in zip(self._batches, left, strict=True)]
+
     def _fresh_memories(self) -> list[Memories]:
-        return [self.objective.init(client.shard(self.pool).y, client.state) for client in self.clients]
+        return [self.objective.init(client.labels(self.pool), client.state) for client in self.clients]
 
     def _expected(self, row: int) -> int:
         """Return the expected size of a client's random batch."""
@@ -140,21 +174,19 @@ class EachSteps(Steps):
         loss = shard_loss(self.model, shard, self.settings.weight_decay, with_gradient=with_gradient)
         return [loss], self.model.grad.clone().unsqueeze(0) if with_gradient else None
 
-    def begin(self, terms: Sequence[Terms], starts: Sequence[Tensor] | None = None) -> None:
+    def begin(self, terms: Sequence[Terms], epochs: int, starts: Sequence[Tensor] | None = None) -> None:
         """Start with momentum zero."""
         if starts is not None:
             self.model.theta.copy_(starts[0])
             self.memories = self._fresh_memories()
         self._terms = terms[0]
         self._velocity = torch.zeros_like(self.model.theta) if self.settings.momentum else None
-        self.taken = [0]
+        self._count_from_zero(epochs)
 
     def epoch(self) -> None:
         """Make one pass over the shard."""
-        shard, device = self.clients[0].shard(self.pool), self.pool.y.device
-        epoch = self._batches[0].epoch()
-        order = epoch.rows.to(device)
-        x, y = shard.x[order], shard.y[order]
+        epoch = self._next_epochs()[0]
+        x, y = self.clients[0].visits(self.pool, epoch.rows.to(self.pool.y.device))
         self.model.network.train()
         end = 0
         for size in epoch.sizes:

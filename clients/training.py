@@ -205,7 +205,7 @@ def _fit(
         if gradients is not None:
             points.append((steps.theta.clone(), gradients))
     follows = newton is not None and not newton.from_rounds
-    steps.begin(terms)
+    steps.begin(terms, settings.local_epochs)
     refreshing = _refreshing(objective, clients)
     for epoch in range(1, settings.local_epochs + 1):
         _refresh(steps, refreshing, epoch)
@@ -275,7 +275,13 @@ def _refreshing(objective: Objective, clients: Sequence[Client]) -> dict[str, tu
 
 
 def _refresh(steps: Steps, refreshing: Mapping[str, tuple[list[bool], bool]], epoch: int) -> None:
-    wanted = {name: rows for name, (rows, always) in refreshing.items() if (always or epoch == 1) and any(rows)}
+    training = [not steps.done(row) for row in range(len(steps.clients))]
+    wanted = {
+        name: [wants and trains for wants, trains in zip(rows, training, strict=True)]
+        for name, (rows, always) in refreshing.items()
+        if always or epoch == 1
+    }
+    wanted = {name: rows for name, rows in wanted.items() if any(rows)}
     if wanted:
         steps.refresh(wanted)
 
@@ -297,9 +303,10 @@ def _train_beside(steps: Steps, rounds: Sequence[LocalRound], work: Work) -> Ten
     every = [each for each in wanted if each is not None]
     assert len(every) == len(wanted), "a method trains beside for every client or for none"
     hooked = [work.objective.terms(this, each.terms) for this, each in zip(rounds, every, strict=True)]
-    steps.begin(hooked, [each.start for each in every])
+    epochs = work.settings.local_epochs if first.epochs is None else first.epochs
+    steps.begin(hooked, epochs, [each.start for each in every])
     refreshing = _refreshing(work.objective, steps.clients)
-    for epoch in range(1, (work.settings.local_epochs if first.epochs is None else first.epochs) + 1):
+    for epoch in range(1, epochs + 1):
         _refresh(steps, refreshing, epoch)
         steps.epoch()
     return steps.theta.clone()

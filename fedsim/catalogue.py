@@ -18,6 +18,7 @@ from fedsim.errors import ScenarioError
 from fedsim.metrics import Metric
 from fedsim.plugins import Plugin, UnknownPluginError
 from fedsim.scenario import FAMILIES, TABLES
+from fedsim.system.settings import SystemSettings
 from strategies import stock_options
 from strategies.rules import AnyRule
 
@@ -28,6 +29,9 @@ _SHELVES: Mapping[str, tuple[str, type[Plugin]]] = {
     "models": FAMILIES["model"],
     "hooks": ("clients.hooks", Hook),
     "metrics": ("fedsim.metrics", Metric),
+    "availability": SystemSettings.plugged["availability"],
+    "rates": SystemSettings.plugged["speed"],
+    "partial_work": SystemSettings.plugged["partial_work"],
 }
 
 
@@ -63,11 +67,13 @@ def lines(family: str | None = None) -> list[str]:
 def _options(kind: type[BaseModel], name: str) -> list[str]:
     """Return what a plain table of a scenario is, and its options with their defaults."""
     fields = kind.model_fields.items()
+    plugged: Mapping[str, tuple[str, type[Plugin]]] = getattr(kind, "plugged", {})
     return [
         f"[{name}]",
         *(inspect.getdoc(kind) or "").splitlines(),
         "",
-        *(f"  {option} = {_default(field)}" for option, field in fields),
+        *(f"  {option} = {_default(field)}" for option, field in fields if option not in plugged),
+        *(f"  {option}.name: {', '.join(plugins.names(family))}" for option, (family, _) in plugged.items()),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Lists of plugins in a scenario: entries are names, or tables with a name and options."""
+"""Plugins inside a table of a scenario: lists of names or of tables, and tables with a name and options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def with_plugins(
 
     Args:
         key: Where the table is, such as "evaluation".
-        section: The table's class; its `lists` says which options are lists of plugins: option -> (package, base).
+        section: The table's class; its `lists` says which options are lists of plugins, and its `plugged` which are
+            one plugin: option -> (package, base).
         given: The table as read from TOML.
         problems: What is wrong is added here, a line each.
     """
@@ -30,16 +31,29 @@ def with_plugins(
         for option, (family, base) in lists.items()
         if option in given
     }
-    return {**given, **read}
+    plugged: Mapping[str, tuple[str, type[Plugin]]] = getattr(section, "plugged", {})
+    single = {
+        option: _table(f"{key}.{option}", given[option], family, base, problems)
+        for option, (family, base) in plugged.items()
+        if option in given
+    }
+    # What was not found has been said; the option's default keeps pydantic from saying it again.
+    return {**{k: v for k, v in given.items() if k not in plugged}, **read, **_found(single)}
 
 
-def spelled_out(section: BaseModel) -> dict[str, list[Any]]:
-    """Return the lists of a table as plain data that `with_plugins` takes back.
+def spelled_out(section: BaseModel) -> dict[str, Any]:
+    """Return the plugins of a table as plain data that `with_plugins` takes back.
 
-    Empty ones are left out, so that a scenario without any keeps its digest.
+    Empty lists are left out, so that a scenario without any keeps its digest.
     """
     lists: Mapping[str, tuple[str, type[Plugin]]] = getattr(section, "lists", {})
-    return {
+    plugged: Mapping[str, tuple[str, type[Plugin]]] = getattr(section, "plugged", {})
+    single = {
+        option: {"name": plugins.spelled(plugin, family), **_options_of(plugin)}
+        for option, (family, _) in plugged.items()
+        if (plugin := getattr(section, option)) is not None
+    }
+    return single | {
         option: [_entry_of(plugin, family) for plugin in getattr(section, option)]
         for option, (family, _) in lists.items()
         if getattr(section, option)
@@ -60,8 +74,33 @@ def merge_named(below: Sequence[Any], layer: Mapping[str, Any]) -> list[Any]:
 
 def _entry_of(plugin: Plugin, family: str) -> str | dict[str, Any]:
     """Return a name, or a table where there are options."""
-    name, options = plugins.spelled(plugin, family), json.loads(plugin.model_dump_json(exclude_none=True))
+    name, options = plugins.spelled(plugin, family), _options_of(plugin)
     return {"name": name, **options} if options else name
+
+
+def _options_of(plugin: Plugin) -> dict[str, Any]:
+    return dict(json.loads(plugin.model_dump_json(exclude_none=True)))
+
+
+def _found(single: Mapping[str, Plugin | None]) -> dict[str, Plugin]:
+    return {option: plugin for option, plugin in single.items() if plugin is not None}
+
+
+def _table(key: str, given: object, family: str, base: type[Plugin], problems: list[str]) -> Plugin | None:
+    """Return the plugin that a table names."""
+    if isinstance(given, base):
+        return given
+    known = ", ".join(plugins.names(family))
+    if isinstance(given, str):
+        problems.append(f'{key}: must be a table, got "{given}"; did you mean {key}.name = "{given}"?')
+        return None
+    if not isinstance(given, dict):
+        problems.append(f"{key}: must be a table with a name, got {given!r}; there are {known}")
+        return None
+    if not isinstance(given.get("name"), str):
+        problems.append(f"{key}.name: missing; there are {known}")
+        return None
+    return _entry(key, given, family, base, problems)
 
 
 def _chosen(key: str, given: object, family: str, base: type[Plugin], problems: list[str]) -> tuple[Plugin, ...]:

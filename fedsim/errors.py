@@ -4,6 +4,8 @@
       ScenarioError   the scenario file or an override is wrong       exit code 2
       DataError       data are missing, unreadable or cannot be split  exit code 2
       EngineError     workers, Ray or a device cannot be had           exit code 2
+      AppError        somebody else's Flower app cannot be loaded      exit code 2
+        AppRunError   its ServerApp raised, or no client answered      exit code 1
       ClientError     one client failed; it is named                   exit code 1
       RoundError      a round cannot be finished                       exit code 1
 
@@ -51,6 +53,18 @@ class EngineError(FedSimError):
     """Workers, Ray or a device cannot be had."""
 
     exit_code = 2
+
+
+class AppError(FedSimError):
+    """A Flower app cannot be loaded; says where, and holds the app's own traceback where its code is at fault."""
+
+    exit_code = 2
+
+
+class AppRunError(AppError):
+    """A Flower app was loaded and its run failed."""
+
+    exit_code = 1
 
 
 class ClientError(FedSimError):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim import seeds
+from fedsim import manifest, seeds
 from fedsim.datasets import Dataset, RawData, Shard, Split
 from fedsim.errors import DataError
-from fedsim.partitions import Partition
+from fedsim.partitions import Lists, Partition
 
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Federation:
-    """What K clients own.
+    """What K clients own: slices of two pools, or where clients overlap, lists of examples in one.
+
+    A slice needs no copy, so clients that share nothing have their examples side by side. Where they do share,
+    copies would cost an example for each owner, and indices cost four bytes.
 
     Attributes:
-        train: Train examples of all clients, each client's contiguous.
-        test: Test examples of all clients, likewise.
+        train: Pool of the train examples: those of all clients, each client's contiguous, if train_rows is None.
+        test: Pool of the test examples, likewise; the same object as `train` where clients overlap.
         train_offsets: Client i owns train[train_offsets[i]:train_offsets[i + 1]]; [K + 1] int64.
         test_offsets: The same of test.
         common_test: The data set's official test set, or None.
@@ -36,6 +39,9 @@ class Federation:
         client_names: K names (hospitals, speakers), or None.
         manifest: Who has how many examples of which class, and a hash of who owns which; JSON-able.
         group_names: Names of the groups that train.groups and test.groups count, or () without groups.
+        train_rows: Where clients overlap, the offsets are those of this list, [sum of sizes] int32: client i owns
+            train[train_rows[train_offsets[i]:train_offsets[i + 1]]].
+        test_rows: The same of test.
     """
 
     train: Split
@@ -49,6 +55,8 @@ class Federation:
     client_names: tuple[str, ...] | None
     manifest: dict[str, Any]
     group_names: tuple[str, ...] = ()
+    train_rows: NDArray[np.int32] | None = None
+    test_rows: NDArray[np.int32] | None = None
 
     @classmethod
     def build(cls, dataset: Dataset, partition: Partition, seed: int, root: Path) -> Federation:
@@ -69,26 +77,33 @@ class Federation:
         labels: Rows = raw.train.y.numpy()
         kept = _limit(labels, dataset.limit, seed)
         owners = None if raw.owners is None else raw.owners[kept]
-        parts, names = partition.assign(labels[kept], owners, seed)
-        splits = [
-            _train_and_test(labels, kept[part], partition.test_fraction, seed, client)
-            for client, part in enumerate(parts)
-        ]
-        train_rows = [np.sort(train) for train, _ in splits]
-        test_rows = [np.sort(test) for _, test in splits]
-        train, test = _pools(raw, train_rows, test_rows)
+        sides, names = partition.sides(labels[kept], seed), None
+        if sides is None:
+            parts, names = partition.assign(labels[kept], owners, seed)
+            splits = [
+                _train_and_test(labels, kept[part], partition.test_fraction, seed, client)
+                for client, part in enumerate(parts)
+            ]
+            train_lists = Lists.of([np.sort(train) for train, _ in splits])
+            test_lists = Lists.of([np.sort(test) for _, test in splits])
+        else:
+            train_lists, test_lists = (Lists(_of(kept, side.rows), side.offsets) for side in sides)
+        shared = partition.overlaps and raw.prepare is None
+        train, test = (raw.train, raw.train) if shared else _pools(raw, train_lists, test_lists)
         return cls(
             train=train,
             test=test,
-            train_offsets=_offsets(train_rows),
-            test_offsets=_offsets(test_rows),
+            train_offsets=train_lists.offsets,
+            test_offsets=test_lists.offsets,
             common_test=raw.test,
             num_classes=raw.num_classes,
             class_names=raw.class_names,
             input_shape=tuple(train.x.shape[1:]),
             client_names=names,
-            manifest=_manifest(dataset, partition, seed, raw, names, train_rows, test_rows),
+            manifest=_manifest(dataset, partition, seed, raw, names, train_lists, test_lists),
             group_names=raw.group_names,
+            train_rows=train_lists.rows.astype(np.int32, copy=False) if shared else None,
+            test_rows=test_lists.rows.astype(np.int32, copy=False) if shared else None,
         )
 
     @property
@@ -96,18 +111,19 @@ class Federation:
         """Number of clients K."""
         return len(self.train_offsets) - 1
 
-    @property
+    # Asked for a client at a time, so not made anew each time.
+    @cached_property
     def train_sizes(self) -> Rows:
-        """Number of train examples of each client, [K]."""
-        return np.diff(self.train_offsets)
+        """Number of train examples of each client, [K], not to be written to."""
+        return _fixed(np.diff(self.train_offsets))
 
-    @property
+    @cached_property
     def test_sizes(self) -> Rows:
-        """Number of test examples of each client, [K]."""
-        return np.diff(self.test_offsets)
+        """Number of test examples of each client, [K], not to be written to."""
+        return _fixed(np.diff(self.test_offsets))
 
     def client(self, i: int) -> Shard:
-        """Return what client `i` owns, without copying it.
+        """Return what client `i` owns, without copying it where clients do not overlap.
 
         Raises:
             IndexError: There is no such client.
@@ -116,7 +132,9 @@ class Federation:
             raise IndexError(f"clients are 0 to {self.num_clients - 1}, got {i}")
         train = slice(int(self.train_offsets[i]), int(self.train_offsets[i + 1]))
         test = slice(int(self.test_offsets[i]), int(self.test_offsets[i + 1]))
-        return Shard(self.train[train], self.test[test])
+        if self.train_rows is None or self.test_rows is None:
+            return Shard(self.train[train], self.test[test])
+        return Shard(self.train[_indices(self.train_rows[train])], self.test[_indices(self.test_rows[test])])
 
     def evaluation_groups(self, max_examples: int) -> list[range]:
         """Pack consecutive clients so that a group has at most `max_examples` test examples.
@@ -179,17 +197,29 @@ def _train_and_test(labels: Rows, rows: Rows, fraction: float, seed: int, client
     return rows[~is_test], rows[is_test]
 
 
-def _pools(raw: RawData, train_rows: list[Rows], test_rows: list[Rows]) -> tuple[Split, Split]:
+def _pools(raw: RawData, train: Lists, test: Lists) -> tuple[Split, Split]:
     """Return all clients' train and test examples, client after client."""
     if raw.prepare is None:
-        return raw.train[torch.from_numpy(np.concatenate(train_rows))], raw.train[
-            torch.from_numpy(np.concatenate(test_rows))
-        ]
+        return raw.train[_indices(train.rows)], raw.train[_indices(test.rows)]
     shards = [
-        _prepared(raw.prepare, Shard(raw.train[torch.from_numpy(train)], raw.train[torch.from_numpy(test)]))
-        for train, test in zip(train_rows, test_rows, strict=True)
+        _prepared(raw.prepare, Shard(raw.train[_indices(train[i])], raw.train[_indices(test[i])]))
+        for i in range(len(train))
     ]
     return _joined([shard.train for shard in shards]), _joined([shard.test for shard in shards])
+
+
+def _of(kept: Rows, places: NDArray[Any]) -> NDArray[Any]:
+    """Return the examples at places of those that are kept, without a copy where all are."""
+    return places if kept[-1] == len(kept) - 1 else kept.astype(np.int32)[places]
+
+
+def _indices(rows: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(rows.astype(np.int64))
+
+
+def _fixed(array: Rows) -> Rows:
+    array.setflags(write=False)
+    return array
 
 
 def _prepared(prepare: Callable[[Shard], Shard], shard: Shard) -> Shard:
@@ -212,49 +242,26 @@ def _joined(splits: list[Split]) -> Split:
     )
 
 
-def _offsets(rows: list[Rows]) -> Rows:
-    return np.cumsum([0, *(len(part) for part in rows)], dtype=np.int64)
-
-
 def _manifest(
     dataset: Dataset,
     partition: Partition,
     seed: int,
     raw: RawData,
     names: tuple[str, ...] | None,
-    train_rows: list[Rows],
-    test_rows: list[Rows],
+    train: Lists,
+    test: Lists,
 ) -> dict[str, Any]:
     labels = raw.train.y.numpy()
-
-    def counts(rows: Rows) -> list[int]:
-        per_class: list[int] = np.bincount(labels[rows], minlength=raw.num_classes).tolist()
-        return per_class
-
     return {
         "dataset": dataset.plugin_name,
         "dataset_options": dataset.model_dump(mode="json"),
         "partition": partition.plugin_name,
         "partition_options": partition.model_dump(mode="json"),
         "seed": seed,
-        "num_clients": len(train_rows),
+        "num_clients": len(train),
         "num_classes": raw.num_classes,
         "class_names": list(raw.class_names),
         **({"group_names": list(raw.group_names)} if raw.group_names else {}),
-        "sha256": _digest(dataset.plugin_name, labels, train_rows, test_rows),
-        "clients": [
-            {"client": i, "name": names[i] if names else None, "train": counts(train), "test": counts(test)}
-            for i, (train, test) in enumerate(zip(train_rows, test_rows, strict=True))
-        ],
+        "sha256": manifest.digest(dataset.plugin_name, labels, train, test),
+        **manifest.shares(labels, raw.num_classes, names, train, test),
     }
-
-
-def _digest(name: str, labels: Rows, train_rows: list[Rows], test_rows: list[Rows]) -> str:
-    """Hash which example belongs to whom, on which side, and what the examples' classes are."""
-    digest = hashlib.sha256(f"{name}\n".encode())
-    digest.update(hashlib.sha256(labels.astype("<i8").tobytes()).digest())
-    for train, test in zip(train_rows, test_rows, strict=True):
-        for rows in (train, test):
-            digest.update(len(rows).to_bytes(8, "little"))
-            digest.update(np.sort(rows).astype("<i8").tobytes())
-    return digest.hexdigest()

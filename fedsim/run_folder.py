@@ -5,40 +5,43 @@ manifest.json       who owns what, with a hash      partition.svg      a figure 
 clients.parquet     round x client: every number    rounds.parquet     one row per round
 summary.json        the fairness block              model.safetensors  the final model
 log.txt             what happened                   report.html        all of it, to look at
+checkpoint/         until the run is finished: what `resume` goes on from (fedsim/resume.py)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-import os
-import platform
-import subprocess
-import sys
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from fedsim.environment import changes, with_session
 from fedsim.errors import DataError
 from fedsim.fairness import CONVENTIONS, fairness_block, improved_share
 from fedsim.federation import Federation
+from fedsim.journal import Journal, column_of
 from fedsim.metrics import SUMS, Task, given, measured
 from fedsim.rounds import Round
 from fedsim.scenario import Scenario
+from fedsim.system.plan import Plan, totals
 from fedsim.wire import Answer, unpack_arrays
 
-PACKAGES = ("fedsim", "flwr", "flwr-datasets", "ray", "torch", "torchvision", "numpy", "pandas", "scipy")
+CHECKPOINT, STATE, JOURNAL = "checkpoint", "state.safetensors", "rounds.journal"
+
+EVERY_CLIENT = 10_000
+"""Clients of a federation up to which every one has a row in every round, whether or not it says anything."""
 
 FLUSH_S = 10.0
 """Least seconds between two writings of the tables during a run."""
@@ -47,6 +50,8 @@ MODELS = ("test", "server")
 """Begin the columns of an evaluation: of the model a client uses, and of the shared one where that is another."""
 
 Cell = float | str | list[float]
+
+log = logging.getLogger("fedsim")
 
 TRAIN_COLUMNS = {"loss": "loss", "loss-after": "loss_after", "steps": "steps", "update-norm": "update_norm"}
 """Name on the wire -> column; further numbers a client reports keep their name."""
@@ -72,16 +77,20 @@ class RunFolder:
         path: The folder, made if need be.
         scenario: The resolved scenario.
         federation: Who owns what.
+        position: Where a run in this folder is taken up, as `position` returned it; {} for its start. None makes a
+            new run.
 
     Raises:
-        DataError: The folder already holds a run.
+        DataError: The folder already holds a run, or what it holds is damaged.
     """
 
-    def __init__(self, path: Path, scenario: Scenario, federation: Federation) -> None:
+    def __init__(
+        self, path: Path, scenario: Scenario, federation: Federation, position: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         self._scenario = scenario
         self._federation = federation
-        self._clients: list[dict[str, NDArray[Any]]] = []
+        self._evaluated: dict[str, NDArray[Any]] = {}  # the rows of the last round with an accuracy
         self._rounds: list[dict[str, Cell]] = []
         self._metrics = measured(scenario.evaluation.metrics)
         self._values = given(self._metrics.values())
@@ -92,20 +101,37 @@ class RunFolder:
         self._previous_loss: NDArray[np.float64] | None = None
         self._seconds = {"start": 0.0, "train": 0.0, "aggregate": 0.0, "evaluate": 0.0}
         self._began = time.perf_counter()
+        self._before = 0.0  # seconds of earlier sessions
         self._next_flush = 0.0
         self.summary: dict[str, Any] = {}
-        refuse_used(path)
+        if position is None:
+            refuse_used(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            (path / CHECKPOINT).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{path}: cannot be made: {error.strerror}; name another folder with --out") from error
+        journal = path / CHECKPOINT / JOURNAL
+        self._journal = self._taken_up(journal, position) if position else Journal(journal)
+        # A run that is under way has no summary: the one of a session before would be about fewer rounds.
+        (path / "summary.json").unlink(missing_ok=True)
         _write(path / "scenario.toml", scenario.to_toml())
         _write(path / "manifest.json", json.dumps(federation.manifest))
-        _write(path / "environment.json", json.dumps(_environment(scenario), indent=2))
+        environment = with_session(path / "environment.json", scenario, len(self._rounds))
+        self._sessions = environment["sessions"]
+        _write(path / "environment.json", json.dumps(environment, indent=2))
 
-    def started(self) -> None:
-        """Note that everything is ready for the first round."""
-        self._seconds["start"] = time.perf_counter() - self._began
+    def started(self, served: ArrayRecord | None = None) -> None:
+        """Note that everything is ready for the first round.
+
+        Args:
+            served: The model of the last finished round, for a run that is taken up.
+        """
+        self._arrays = served
+        self._seconds["start"] += time.perf_counter() - self._began
+
+    def position(self) -> dict[str, Any]:
+        """Return where the folder stands after the last round it was told of, as plain data for a checkpoint."""
+        return {"journal": self._journal.length, "seconds": self._clock()}
 
     def __call__(self, finished: Round) -> None:
         """Take down one round."""
@@ -113,8 +139,11 @@ class RunFolder:
         for phase in ("train", "aggregate", "evaluate"):
             self._seconds[phase] += finished.seconds[phase]
         table = self._client_rows(finished)
-        self._clients.append(table)
-        self._rounds.append(self._round_row(finished, table))
+        row = self._round_row(finished, table)
+        self._rounds.append(row)
+        if finished.evaluated:
+            self._look_back(table)
+        self._journal.append({"row": row, "evaluated": bool(finished.evaluated)}, table)
         if time.perf_counter() >= self._next_flush:
             start = time.perf_counter()
             self._write_tables()
@@ -142,21 +171,66 @@ class RunFolder:
         self.summary = summary
         return summary
 
+    def synchronise(self) -> None:
+        """Wait until the rows are on the disk."""
+        self._journal.synchronise()
+
+    def changes(self) -> list[str]:
+        """Return how the versions of this run's sessions differ, in sentences."""
+        return changes(self._sessions)
+
+    def clear(self) -> None:
+        """Remove what only a run that is not finished needs; what cannot be removed is logged."""
+        try:
+            (self.path / CHECKPOINT / STATE).unlink(missing_ok=True)  # first: without it nothing is resumed
+            shutil.rmtree(self.path / CHECKPOINT)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", self.path / CHECKPOINT, error)
+
     def _write_tables(self) -> None:
-        if not self._clients:
+        if not self._rounds:
             return
-        clients = pd.concat([pd.DataFrame(rows) for rows in self._clients], ignore_index=True)
-        _write_table(self.path / "clients.parquet", clients)
+        self._journal.write_parquet(self.path / "clients.parquet")
         _write_table(self.path / "rounds.parquet", pd.DataFrame(self._rounds))
 
+    def _taken_up(self, path: Path, position: Mapping[str, Any]) -> Journal:
+        """Read what the tables held when a checkpoint was made; what came later is cut off."""
+        journal = Journal.opened(path, position["journal"])
+        total = position["seconds"]["total"]
+        self._before, self._seconds = total, {name: position["seconds"][name] for name in self._seconds}
+        for note, table in journal.rounds():
+            self._rounds.append(note["row"])
+            if note["evaluated"]:
+                wanted = {"client", "test_examples", "test_loss", "test_accuracy", *dict(self._measurable())}
+                self._look_back({name: column_of(table, name) for name in table.column_names if name in wanted})
+        return journal
+
+    def _look_back(self, table: dict[str, NDArray[Any]]) -> None:
+        """Keep what the next evaluation and the summary look back at."""
+        losses = np.full(self._federation.num_clients, np.nan)
+        losses[table["client"]] = table["test_loss"]
+        self._previous_loss = losses
+        if not np.isnan(table["test_accuracy"]).all():
+            self._evaluated = table
+
+    def _reported(self, finished: Round) -> NDArray[np.int64]:
+        """Return the clients that get a row: all; in a large federation those there is something to say about."""
+        if self._federation.num_clients <= EVERY_CLIENT:
+            return np.arange(self._federation.num_clients)
+        answers = self._known((*finished.trained, *finished.evaluated, *finished.failures))
+        asked = {part.client for part in finished.system.parts} if finished.system is not None else set()
+        return np.array(sorted(asked | {answer.client for answer in answers}), dtype=np.int64)
+
     def _client_rows(self, finished: Round) -> dict[str, NDArray[Any]]:
-        count = self._federation.num_clients
+        clients = self._reported(finished)
+        place = {client: row for row, client in enumerate(clients.tolist())}
+        count = len(clients)
         nothing, no_list = np.full(count, np.nan), np.full(count, None)
         table: dict[str, NDArray[Any]] = {
             "round": np.full(count, finished.number),
-            "client": np.arange(count),
-            "train_examples": np.asarray(self._federation.train_sizes),
-            "test_examples": np.asarray(self._federation.test_sizes),
+            "client": clients,
+            "train_examples": np.asarray(self._federation.train_sizes)[clients],
+            "test_examples": np.asarray(self._federation.test_sizes)[clients],
             "sampled": np.zeros(count, dtype=bool),
             "failed": np.zeros(count, dtype=bool),
             **{
@@ -167,19 +241,27 @@ class RunFolder:
         for name, measure in self._values.items():
             table.setdefault(f"test_{name}", no_list.copy() if measure.vector else nothing.copy())
         for failure in self._known(finished.failures):
-            table["failed"][failure.client] = True
+            table["failed"][place[failure.client]] = True
         for answer in self._known(finished.trained):
-            table["sampled"][answer.client] = True
+            table["sampled"][place[answer.client]] = True
         for answer in self._known((*finished.trained, *finished.evaluated)):
+            row = place[answer.client]
             for name, value in answer.numbers.items():
                 if name not in ("client", "num-examples"):
-                    column = TRAIN_COLUMNS.get(name, name.replace("-", "_"))
-                    table.setdefault(column, nothing.copy())[answer.client] = value
+                    named = TRAIN_COLUMNS.get(name, name.replace("-", "_"))
+                    if named not in table:
+                        table[named] = nothing.copy()
+                    table[named][row] = value
             for name, vector in answer.vectors.items():
                 if name in self._lists:
-                    table.setdefault(name, no_list.copy())[answer.client] = vector.tolist()
+                    if name not in table:
+                        table[name] = no_list.copy()
+                    table[name][row] = vector.tolist()
         for client, weight in finished.weights.items():
-            table["weight"][client] = weight
+            if client in place:  # not a node that never said which client it is
+                table["weight"][place[client]] = weight
+        if self._scenario.system is not None:
+            table |= (finished.system or Plan()).columns(place)
         return table
 
     def _known(self, answers: Sequence[Answer]) -> list[Answer]:
@@ -212,6 +294,8 @@ class RunFolder:
             **{f"central_{name}": value for name, value in finished.central.items()},
             **finished.info,
         }
+        if self._scenario.system is not None:
+            row |= (finished.system or Plan()).row()
         if finished.evaluated:
             row |= {f"pooled_{name}": value for name, value in self._pooled(finished.evaluated).items()}
             accuracy = _measures(table["test_accuracy"], table["test_examples"], higher_is_better=True)
@@ -220,17 +304,14 @@ class RunFolder:
                 "worst_10": accuracy["worst_10"],
                 "std": accuracy["std"],
             }
-            losses = table["test_loss"]
             if self._previous_loss is not None:
-                row["improved"] = improved_share(self._previous_loss, losses)
-            self._previous_loss = losses
+                row["improved"] = improved_share(self._previous_loss[table["client"]], table["test_loss"])
         return row
 
     def _summary(self, status: str, model: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        evaluated = [rows for rows in self._clients if not np.isnan(rows["test_accuracy"]).all()]
         fairness: dict[str, Any] = {}
-        if evaluated:
-            last = evaluated[-1]
+        if self._evaluated:
+            last = self._evaluated
             for column, higher in self._measurable():
                 # The measures of spread are defined for what cannot be negative; a metric of one's own may be.
                 if column in last and not (last[column] < 0).any():
@@ -241,7 +322,7 @@ class RunFolder:
         return {
             "scenario": self._scenario.name,
             "strategy": self._scenario.method,
-            "notes": self._scenario.notes(),
+            "notes": [*self._scenario.notes(), *self.changes()],
             "seed": self._scenario.seed,
             "rounds": max(0, len(self._rounds) - 1),
             "status": status,
@@ -250,8 +331,12 @@ class RunFolder:
             "fairness": fairness,
             "central": self._last("central_") or None,
             **(asked if self._scenario.evaluation.metrics else {}),
-            "seconds": {**self._seconds, "total": time.perf_counter() - self._began},
+            **({"system": totals(self._rounds)} if self._scenario.system is not None else {}),
+            "seconds": self._clock(),
         }
+
+    def _clock(self) -> dict[str, float]:
+        return {**self._seconds, "total": self._before + time.perf_counter() - self._began}
 
     def _measurable(self) -> list[tuple[str, bool]]:
         """Return (column, whether higher is better) of every number per client with a better end."""
@@ -278,7 +363,8 @@ def refuse_used(path: Path) -> None:
     Raises:
         DataError: The folder is not empty.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    # The engine may have made its part of the checkpoint's folder already; no run has begun in it.
+    if path.exists() and (not path.is_dir() or any(entry.name != CHECKPOINT for entry in path.iterdir())):
         raise DataError(f"{path}: is not an empty folder; name another one with --out, nothing is overwritten")
 
 
@@ -325,40 +411,3 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
     partial = path.with_name(path.name + ".part")
     table.to_parquet(partial, index=False)
     partial.replace(path)
-
-
-def _environment(scenario: Scenario) -> dict[str, Any]:
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "commit": _commit(),
-        "system": platform.platform(),
-        "processor": platform.machine(),
-        "cpu_cores": os.cpu_count(),
-        "gpu": gpu,
-        "seed": scenario.seed,
-        "scenario_digest": scenario.digest(),
-        "command": " ".join(sys.argv),
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of the code, with a mark when it has been edited since."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}{'+edited' if git('status', '--porcelain') else ''}" if commit else None

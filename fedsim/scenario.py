@@ -36,6 +36,7 @@ from fedsim.partitions import Partition
 from fedsim.plugins import Options, Plugin, UnknownPluginError
 from fedsim.sentences import sentences
 from fedsim.settings import ClientSettings, EngineSettings, Section, ServerSettings
+from fedsim.system.settings import SystemSettings
 from strategies import stock_options
 from strategies.rules import AnyRule
 from strategies.stock_options import StockOptions
@@ -47,6 +48,9 @@ FAMILIES: Mapping[str, tuple[str, type[Plugin]]] = {
     "strategy": ("strategies.rules", AnyRule),
 }
 """Sections that name a plugin: package and base class of each."""
+
+NAMING: Mapping[str, tuple[str, type[Plugin]]] = {**FAMILIES, **SystemSettings.plugged}
+"""Tables whose options go with a name: another name in a later layer begins them anew."""
 
 
 class Scenario(BaseModel):
@@ -73,6 +77,7 @@ class Scenario(BaseModel):
     server: ServerSettings = ServerSettings()
     engine: EngineSettings = EngineSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    system: SystemSettings | None = None
 
     @staticmethod
     def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -119,6 +124,8 @@ class Scenario(BaseModel):
         sections: dict[str, Any] = {}
         for key in type(self).model_fields:
             value = getattr(self, key)
+            if value is None:
+                continue
             sections[key] = _plain(value) if isinstance(value, BaseModel) else value
         return sections
 
@@ -127,12 +134,13 @@ class Scenario(BaseModel):
         return tomli_w.dumps(self.table())
 
     def digest(self) -> str:
-        """Return a hash of what determines the results: all but the name, description, backend and workers.
+        """Return a hash of what determines the results: all but names, places of work and checkpoints.
 
         Files that it names (initial weights, a teacher's) enter by their path, not by what is in them.
         """
         table = {k: v for k, v in self.table().items() if k not in ("name", "description")}
-        table["engine"] = {k: v for k, v in table["engine"].items() if k not in ("backend", "workers")}
+        bitless = ("backend", "address", "workers", "memory_per_worker_mb", "checkpoint_every")
+        table["engine"] = {k: v for k, v in table["engine"].items() if k not in bitless}
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -225,8 +233,8 @@ def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
         if not (isinstance(value, dict) and isinstance(below, dict)):
             merged[key] = value
             continue
-        if key in FAMILIES and value.get("name", below.get("name")) != below.get("name"):
-            shared = FAMILIES[key][1].model_fields
+        if key in NAMING and value.get("name", below.get("name")) != below.get("name"):
+            shared = NAMING[key][1].model_fields
             below = {option: setting for option, setting in below.items() if option in shared}
         merged[key] = _merge(below, value)
     return merged
@@ -241,7 +249,8 @@ def _parts(table: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     scalars = {k: v for k, v in table.items() if k in ("name", "description", "seed", "rounds")}
     parts |= _scalars(scalars, problems)
     for key, section in TABLES.items():
-        parts[key] = _section(key, section, table.get(key, {}), problems)
+        absent = key not in table and fields[key].default is None
+        parts[key] = None if absent else _section(key, section, table.get(key, {}), problems)
     for key, (family, base) in FAMILIES.items():
         parts[key] = _plugin(key, family, base, table.get(key), parts, problems)
     if not problems:
@@ -254,8 +263,9 @@ TABLES: Mapping[str, type[Options]] = {
     "server": ServerSettings,
     "engine": EngineSettings,
     "evaluation": EvaluationSettings,
+    "system": SystemSettings,
 }
-"""Plain tables, which name no plugin."""
+"""Plain tables, which name no plugin themselves."""
 
 
 class _Scalars(Section):
@@ -349,6 +359,9 @@ def _resolve(parts: dict[str, Any], problems: list[str]) -> None:
         )
     problems.extend(f"strategy.{problem}" for problem in rule.conflicts(client))
     problems.extend(f"client.hooks: {problem}" for problem in misfits(client.named_hooks, client.local_epochs))
+    system = parts["system"]
+    if system is not None:
+        problems.extend(f"system.{problem}" for problem in system.misfits(client, server))
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:

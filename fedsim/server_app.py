@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -22,14 +24,21 @@ from clients.steps import set_precision
 from fedsim import plugins
 from fedsim.averages import Average
 from fedsim.datasets import data_root
+from fedsim.engine.base import BlockGrid
+from fedsim.engine.states import States
 from fedsim.errors import FedSimError, ScenarioError
 from fedsim.federation import Federation
+from fedsim.lock import RunLock
 from fedsim.metrics import SUMS, measured
 from fedsim.parameters import tensor_of
+from fedsim.profile import PROFILE, Stopwatch, lines
 from fedsim.report import save_partition_figure, write_report
+from fedsim.resume import Checkpoints, Saved, hashes_of
 from fedsim.rounds import Callback, CentralEvaluation, Round, run_rounds
-from fedsim.run_folder import RunFolder, default_folder
+from fedsim.run_folder import RunFolder, default_folder, refuse_used
 from fedsim.scenario import Scenario, overrides_of
+from fedsim.system.crowd import Crowd
+from fedsim.system.model import Demand, System
 from fedsim.wire import pack_arrays, unpack_arrays
 from strategies.flower import RuleStrategy
 from strategies.stock import StockStrategy
@@ -45,6 +54,8 @@ def conduct(
     folder: Path,
     *,
     callbacks: Sequence[Callback] = (),
+    lock: RunLock | None = None,
+    saved: Saved | None = None,
 ) -> dict[str, Any]:
     """Run a scenario over a grid and leave a run folder, whatever happens after the first round.
 
@@ -54,6 +65,8 @@ def conduct(
         grid: Where the clients are.
         folder: The run folder.
         callbacks: Told about every round, after the run folder.
+        lock: Held by the caller, on the folder of a run that is taken up; None makes a new run.
+        saved: The checkpoint to go on from; None begins with round 0.
 
     Returns:
         The summary.
@@ -62,13 +75,34 @@ def conduct(
         FedSimError: The run cannot go on; the folder holds what was reached.
         KeyboardInterrupt: Passed on after the folder is written.
     """
-    run = RunFolder(folder, scenario, federation)
+    if lock is None:
+        refuse_used(folder)
+        with RunLock(folder):
+            return _conduct(scenario, federation, grid, RunFolder(folder, scenario, federation), callbacks, None)
+    run = RunFolder(folder, scenario, federation, saved.position if saved is not None else {})
+    return _conduct(scenario, federation, grid, run, callbacks, saved)
+
+
+def _conduct(
+    scenario: Scenario,
+    federation: Federation,
+    grid: Grid,
+    run: RunFolder,
+    callbacks: Sequence[Callback],
+    saved: Saved | None,
+) -> dict[str, Any]:
+    folder = run.path
     with _log_file(folder / "log.txt"):
         log.info("scenario %s, seed %d, partition %s", scenario.name, scenario.seed, federation.manifest["sha256"])
+        if saved is not None:
+            log.info("resumed after round %d", saved.last.number)
+        for note in run.changes():
+            log.warning("%s", note)
         status, reason = "failed", None
+        watch = Stopwatch()
         try:
             save_partition_figure(folder)
-            _rounds(scenario, federation, grid, run, callbacks)
+            _rounds(scenario, federation, grid, run, callbacks, saved, watch)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -83,8 +117,17 @@ def conduct(
             log.exception("the run failed")
             raise
         finally:
+            if isinstance(grid, BlockGrid):
+                _note_usage(folder, watch.found(grid.usage()))
             _leave(run, status, reason)
     return run.summary
+
+
+def _note_usage(folder: Path, found: dict[str, Any]) -> None:
+    """Write down where the time went and what each worker did."""
+    for line in lines(found):
+        log.info("%s", line)
+    (folder / PROFILE).write_text(json.dumps(found, indent=2), encoding="utf-8")
 
 
 def _leave(run: RunFolder, status: str, reason: str | None) -> None:
@@ -93,6 +136,8 @@ def _leave(run: RunFolder, status: str, reason: str | None) -> None:
         summary = run.close(status, reason)
         write_report(run.path)
         log.info("%s after %d rounds", status, summary["rounds"])
+        if status == "finished":
+            run.clear()
     except Exception:
         log.exception("the run folder could not be completed")
         if status == "finished":
@@ -119,11 +164,39 @@ def build_federation(scenario: Scenario) -> Federation:
     ]
     if groupless:
         raise ScenarioError(scenario.name, groupless)
+    system_of(scenario, federation)  # a trace that cannot be used fails before workers start
     return federation
 
 
-def strategy_of(scenario: Scenario, *, min_available_nodes: int = 1) -> RuleStrategy | StockStrategy:
-    """Return the Flower strategy a scenario asks for."""
+def system_of(scenario: Scenario, federation: Federation) -> System | None:
+    """Return what the clients' devices do, where the scenario has a table [system].
+
+    Raises:
+        DataError: A trace cannot be used; says why.
+    """
+    if scenario.system is None:
+        return None
+    client, method = scenario.client, scenario.strategy.local()
+    demand = Demand(
+        np.asarray(federation.train_sizes),
+        client.batch_size,
+        client.local_epochs,
+        0 if method is None else method.beside_epochs(client.local_epochs),
+    )
+    return System(scenario.system, Crowd(scenario.seed, federation.num_clients, data_root()), demand)
+
+
+def strategy_of(
+    scenario: Scenario, federation: Federation | None = None, *, min_available_nodes: int = 1
+) -> RuleStrategy | StockStrategy:
+    """Return the Flower strategy a scenario asks for.
+
+    Args:
+        scenario: The experiment.
+        federation: Who owns what; a scenario with a table [system] needs it.
+        min_available_nodes: Nodes to wait for before a round starts.
+    """
+    assert scenario.system is None or federation is not None, "a system model needs to know the clients' data"
     settings: dict[str, Any] = {
         "server_lr": scenario.server.lr,
         "server_lr_decay": scenario.server.lr_decay,
@@ -131,6 +204,7 @@ def strategy_of(scenario: Scenario, *, min_available_nodes: int = 1) -> RuleStra
         "min_available_nodes": min_available_nodes,
         "seed": scenario.seed,
         "max_failures": scenario.engine.max_failures,
+        "system": None if federation is None else system_of(scenario, federation),
     }
     if isinstance(scenario.strategy, StockOptions):
         return StockStrategy(scenario.strategy, **settings)
@@ -138,24 +212,43 @@ def strategy_of(scenario: Scenario, *, min_available_nodes: int = 1) -> RuleStra
 
 
 def _rounds(
-    scenario: Scenario, federation: Federation, grid: Grid, run: RunFolder, callbacks: Sequence[Callback]
+    scenario: Scenario,
+    federation: Federation,
+    grid: Grid,
+    run: RunFolder,
+    callbacks: Sequence[Callback],
+    saved: Saved | None,
+    watch: Stopwatch,
 ) -> None:
-    initial = initial_weights(scenario, federation)
-    run.started()
+    strategy = strategy_of(scenario, federation, min_available_nodes=federation.num_clients)
+    average = Average.of(
+        scenario.server.average,
+        scenario.server.clients_per_round or federation.num_clients,
+        federation.num_clients,
+    )
+    states: States | None = getattr(grid, "states", None)
+    every = scenario.engine.checkpoint_every
+    checkpoints: list[Callback] = []
+    if every > 0:
+        checkpoints = [Checkpoints(run, scenario, hashes_of(scenario, federation), states)]
+    if saved is not None:
+        saved.give_back(strategy, average, states)
+        initial, served = saved.last.arrays, saved.last.served
+    else:
+        initial, served = pack_arrays(initial_weights(scenario, federation)), None
+    run.started(served)
     run_rounds(
-        strategy_of(scenario, min_available_nodes=federation.num_clients),
+        strategy,
         grid,
-        pack_arrays(initial),
+        initial,
         num_rounds=scenario.rounds,
         evaluate_every=scenario.evaluation.every,
         central=_central_evaluation(scenario, federation),
-        callbacks=[run, *callbacks],
+        callbacks=[watch, *(watch.around(callback) for callback in (run, *callbacks, *checkpoints))],
         timeout=scenario.engine.timeout_s,
-        average=Average.of(
-            scenario.server.average,
-            scenario.server.clients_per_round or federation.num_clients,
-            federation.num_clients,
-        ),
+        average=average,
+        after=saved.last if saved is not None else None,
+        keep_every=every,
     )
 
 

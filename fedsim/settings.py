@@ -99,7 +99,7 @@ class ServerSettings(Section):
 
 
 class EngineSettings(Section):
-    """Where clients are trained. `backend`, `address` and `workers` change no bit of a result.
+    """Where clients are trained. `backend`, `address`, `workers`, `checkpoint_every` change no bit of a result.
 
     Attributes:
         backend: "ray": resident workers in processes of their own. "local": this process.
@@ -114,7 +114,19 @@ class EngineSettings(Section):
             runs forward and backward passes in bfloat16 where PyTorch deems it safe, with weights in float32.
         max_failures: Clients that may fail in one round before the run stops.
         timeout_s: Seconds to wait for the clients of one round; None waits without end.
+        checkpoint_every: Rounds between two checkpoints, from which `resume` goes on; 0 keeps none.
     """
+
+    movable: ClassVar[tuple[str, ...]] = (
+        "backend",
+        "address",
+        "workers",
+        "memory_per_worker_mb",
+        "max_failures",
+        "timeout_s",
+        "checkpoint_every",
+    )
+    """What a resumed run may change."""
 
     backend: Literal["ray", "local"] = "ray"
     address: str | None = None
@@ -125,3 +137,4 @@ class EngineSettings(Section):
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     max_failures: NonNegativeInt = 0
     timeout_s: PositiveFloat | None = None
+    checkpoint_every: NonNegativeInt = 1

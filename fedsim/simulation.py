@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,8 +25,11 @@ from fedsim.engine import open_grid
 from fedsim.errors import DataError, FedSimError
 from fedsim.fairness import fairness_block
 from fedsim.federation import Federation
+from fedsim.lock import RunLock
+from fedsim.profile import tables
+from fedsim.resume import Saved, refuse_changes, state_file, states_folder
 from fedsim.rounds import Callback, Round
-from fedsim.run_folder import default_folder, refuse_used
+from fedsim.run_folder import CHECKPOINT, default_folder, refuse_used
 from fedsim.scenario import Scenario
 from fedsim.server_app import build_federation, conduct
 
@@ -32,13 +37,16 @@ QUIET_S = 15.0
 """Longest silence of a run whose output is no terminal."""
 
 
-def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:
+def simulate(
+    path: str | Path, overrides: Sequence[str] = (), out: Path | None = None, *, profile: bool = False
+) -> Path:
     """Run a scenario on virtual clients and return the run folder.
 
     Args:
         path: A scenario file, or the name of a bundled one.
         overrides: "key=value" changes.
         out: The run folder; None makes a new one under runs/.
+        profile: Say at the end where the time went and how busy each worker was.
 
     Raises:
         FedSimError: The scenario, the data, the engine or a client is at fault.
@@ -51,16 +59,113 @@ def simulate(path: str | Path, overrides: Sequence[str] = (), out: Path | None =
     console.print(_headline(scenario, federation), highlight=False)
     for note in scenario.notes():
         console.print(f"note: {note}", highlight=False)
+    _carry_out(console, scenario, federation, folder)
+    for table in tables(folder) if profile else ():
+        console.print(table)
+    return folder
+
+
+def resume(folder: Path, overrides: Sequence[str] = ()) -> Path:
+    """Take up a run where its last checkpoint left it, or at its start when it has none yet; return its folder.
+
+    A run that is finished is left as it is.
+
+    Args:
+        folder: The run folder.
+        overrides: "key=value" changes of what may change, see `EngineSettings.movable`.
+
+    Raises:
+        DataError: The folder holds no run that can be taken up, another process has it, or the data have changed.
+        FedSimError: As for `simulate`.
+    """
+    console = Console()
+    if not _is_finished(folder):
+        with RunLock(folder) as lock:
+            if not _is_finished(folder):  # it may have ended while we looked
+                return _go_on(console, folder, overrides, lock)
+    console.print(f"{folder} is finished; there is nothing to resume", highlight=False, soft_wrap=True)
+    return folder
+
+
+def _go_on(console: Console, folder: Path, overrides: Sequence[str], lock: RunLock) -> Path:
+    saved = Saved.read(folder)
+    scenario = Scenario.load(folder / "scenario.toml", overrides)
+    if saved is not None:
+        saved.refuse_another_scenario(scenario)
+    else:
+        refuse_changes(Scenario.load(folder / "scenario.toml").table(), scenario, str(folder))
+    federation = build_federation(scenario)
+    if saved is not None:
+        saved.refuse_other_data(scenario, federation)
+    console.print(_headline(scenario, federation), highlight=False)
+    reached = (
+        f"after round {saved.last.number}" if saved is not None else "from the start: it has no checkpoint yet"
+    )
+    console.print(f"goes on {reached}", highlight=False)
+    return _carry_out(console, scenario, federation, folder, lock, saved)
+
+
+def _is_finished(folder: Path) -> bool:
+    """Say whether a run is finished.
+
+    Raises:
+        DataError: It is not, and cannot be taken up; says why.
+    """
+    if not (folder / "scenario.toml").is_file():
+        what = "has no scenario.toml, so it is no run folder" if folder.is_dir() else "is no folder"
+        raise DataError(f"{folder}: {what}; give one that `run` has made")
+    if state_file(folder).exists():
+        return False
+    if _status(folder) == "finished":
+        return True
+    if not (folder / CHECKPOINT).is_dir():
+        reason = "the version that wrote it made none"
+    elif Scenario.load(folder / "scenario.toml").engine.checkpoint_every == 0:
+        reason = "it was run with engine.checkpoint_every = 0"
+    elif _num_rows(folder / "rounds.parquet") > 1:  # round 0 ends with a checkpoint
+        reason = "its strategy allows none, log.txt says why"
+    else:
+        return False
+    raise DataError(
+        f"{folder}: holds no checkpoint to go on from, {reason}; begin again with: python run_sim.py run "
+        f"{folder / 'scenario.toml'}"
+    )
+
+
+def _num_rows(table: Path) -> int:
+    return int(pq.ParquetFile(table).metadata.num_rows) if table.is_file() else 0
+
+
+def _status(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError):
+        return "unknown"
+
+
+def _carry_out(
+    console: Console,
+    scenario: Scenario,
+    federation: Federation,
+    folder: Path,
+    lock: RunLock | None = None,
+    saved: Saved | None = None,
+) -> Path:
     device = "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu"
     app = LocalApp(scenario, federation, device)
     app.check()
     scenario = app.scenario
-    with open_grid(app, scenario.engine) as grid, _progress(console, scenario.rounds) as show:
+    with (
+        open_grid(app, scenario.engine, states_folder(folder)) as grid,
+        _progress(console, scenario.rounds) as show,
+    ):
         try:
-            summary = conduct(scenario, federation, grid, folder, callbacks=[show])
+            summary = conduct(scenario, federation, grid, folder, callbacks=[show], lock=lock, saved=saved)
         except (FedSimError, KeyboardInterrupt):
             if folder.is_dir():
                 console.print(f"what was reached is in {folder}", highlight=False, soft_wrap=True)
+            if state_file(folder).exists():
+                console.print(f"go on with: python run_sim.py resume {folder}", highlight=False, soft_wrap=True)
             raise
     console.print(_summary_table(summary))
     return folder

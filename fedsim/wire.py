@@ -1,6 +1,7 @@
 """What travels: the only file that knows record keys. Requests and replies are ordinary Flower records.
 
-request   arrays (ArrayRecord, the weights)   config (ConfigRecord: server-round, reply)
+request   arrays (ArrayRecord, the weights)   config (ConfigRecord: server-round, reply; partial-clients and
+          partial-shares, who takes which share of its local steps, where not everybody takes all)
           extra (ArrayRecord, what a rule sends along with the weights), where there is any
 train     arrays (the local weights), or update (one flat array) when the request's reply is "update";
           metrics (MetricRecord: client, num-examples, loss, loss-after, steps, ...)
@@ -27,6 +28,7 @@ from fedsim.parameters import Layout
 
 ARRAYS, CONFIG, METRICS, UPDATE, STATE, EXTRA = "arrays", "config", "metrics", "update", "state", "extra"
 ROUND, REPLY, CLIENT, EXAMPLES = "server-round", "reply", "client", "num-examples"
+PARTIAL, SHARES = "partial-clients", "partial-shares"
 
 LOSSES = "query.losses"
 """Message type that asks for the training loss at given weights."""
@@ -49,6 +51,7 @@ class Request:
         layout: Their names and shapes.
         wants_update: Whether the reply is the update rather than the local weights.
         extra: What the server's rule sent along, by name, each [D].
+        shares: Client -> share of its local steps, of those that do not take all.
     """
 
     server_round: int
@@ -56,6 +59,7 @@ class Request:
     layout: Layout
     wants_update: bool
     extra: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    shares: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +224,14 @@ def pack_request(
     return content
 
 
+def with_shares(config: ConfigRecord, shares: Mapping[int, float]) -> ConfigRecord:
+    """Return a config that also says which clients take only a share of their local steps."""
+    settings = ConfigRecord(dict(config.items()))
+    if shares:
+        settings[PARTIAL], settings[SHARES] = list(shares), list(shares.values())
+    return settings
+
+
 def num_weights(content: RecordDict) -> int:
     """Return how many weights a request holds, D: as many numbers as a client sends in answer to training."""
     records = (record for name, record in content.array_records.items() if name != EXTRA)
@@ -241,7 +253,15 @@ def unpack_request(content: RecordDict) -> Request:
     config = next(iter(content.config_records.values()), ConfigRecord())
     wants_update = config.get(REPLY) == UPDATE
     received = {} if extra is None else unpack_arrays(extra)
-    return Request(int(cast(int, config.get(ROUND, 0))), layout.join(arrays), layout, wants_update, received)
+    partial, shares = cast(list[int], config.get(PARTIAL, [])), cast(list[float], config.get(SHARES, []))
+    return Request(
+        int(cast(int, config.get(ROUND, 0))),
+        layout.join(arrays),
+        layout,
+        wants_update,
+        received,
+        dict(zip(partial, shares, strict=True)),
+    )
 
 
 def read(reply: Message) -> Answer:

@@ -72,8 +72,9 @@ class RuleStrategy(SeededStrategy):
         self._grid = grid  # a line search asks the same clients again
         self.remember(arrays)
         extra = self.rule.broadcast(self.memory) if isinstance(self.rule, MemoryRule) else {}
-        content = pack_request(arrays, config, server_round, wants_update=True, extra=_plain(extra))
-        return messages(content, self.draw(server_round, grid), MessageType.TRAIN)
+        nodes = self.draw(server_round, grid, extra=sum(tensor.numel() for tensor in extra.values()))
+        content = pack_request(arrays, self.request(config), server_round, wants_update=True, extra=_plain(extra))
+        return messages(content, nodes, MessageType.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -84,6 +85,9 @@ class RuleStrategy(SeededStrategy):
             ClientError: More clients failed than max_failures allows; names the first and its cause.
             RoundError: Every client failed, the rule refuses what they sent, or the step leaves the finite numbers.
         """
+        idle = self.unchanged()
+        if idle is not None:
+            return idle
         layout, theta = self.sent()
         good, answers, failures = self.sort(replies)
         self.tolerate(server_round, failures, len(good))
@@ -115,7 +119,7 @@ class RuleStrategy(SeededStrategy):
             info |= {"server_lr": lr, "num_trials": float(trials)}
         stepped = self._step(server_round, lr, direction)
         self.memory = memory
-        self.last = _aggregation(cohort, replace(direction, info=info), failures)
+        self.last = replace(_aggregation(cohort, replace(direction, info=info), failures), system=self.outcome())
         numbers = {name: value for name, value in info.items() if isinstance(value, float)}
         return self.packed(layout, stepped), MetricRecord(dict(numbers))
 
@@ -160,6 +164,8 @@ class RuleStrategy(SeededStrategy):
         )
         nodes = [cast(int, answer.node) for answer in answers]
         replies = self._grid.send_and_receive(messages(content, nodes, LOSSES), timeout=self.timeout)
+        if self.system is not None:
+            self.system.ask(self.clients(nodes), theta.size, 1)
         found = {answer.node: answer for answer in map(read, replies)}
         losses = []
         for node, asked in zip(nodes, answers, strict=True):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import getLogger
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +23,20 @@ from fedsim import seeds
 from fedsim.engine.flower import to_nodes
 from fedsim.errors import ClientError, RoundError
 from fedsim.parameters import Layout
-from fedsim.wire import EXAMPLES, Answer, pack_arrays, pack_request, read, read_update, sound_rows, unpack_arrays
+from fedsim.system.model import System
+from fedsim.system.plan import Plan
+from fedsim.wire import (
+    EXAMPLES,
+    MOST_CLIENTS,
+    Answer,
+    pack_arrays,
+    pack_request,
+    read,
+    read_update,
+    sound_rows,
+    unpack_arrays,
+    with_shares,
+)
 
 WAIT_S = 60.0
 """Seconds to wait for enough nodes to connect; simulated ones are there at once."""
@@ -38,11 +52,13 @@ class Aggregation:
         info: The rule's certificate and other numbers and words about the round.
         weights: Client -> factor of its update in the direction.
         failures: The clients left out, with the cause.
+        system: What became of the round on the virtual clock, where there is one.
     """
 
     info: Mapping[str, float | str] = field(default_factory=dict)
     weights: Mapping[int, float] = field(default_factory=dict)
     failures: tuple[Answer, ...] = ()
+    system: Plan | None = None
 
 
 class SeededStrategy(Strategy):
@@ -57,7 +73,13 @@ class SeededStrategy(Strategy):
         min_available_nodes: Nodes to wait for before a round starts.
         seed: Seed of the sampling; the draw of a round depends on the seed, the round and the node ids alone.
         max_failures: Clients that may fail in one round; one more stops the run.
+
+    Attributes:
+        begins_ahead: A round's clients may be asked before the one before is evaluated: they do not depend on it.
+        system: What the clients' devices do to a round; None leaves every client there and in no time.
     """
+
+    begins_ahead: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -70,6 +92,7 @@ class SeededStrategy(Strategy):
         min_available_nodes: int = 1,
         seed: int = 0,
         max_failures: int = 0,
+        system: System | None = None,
     ) -> None:
         self.title = title
         self.clients_per_round = clients_per_round
@@ -77,19 +100,53 @@ class SeededStrategy(Strategy):
         self.min_available_nodes = max(min_available_nodes, clients_per_round or 1)
         self.seed = seed
         self.max_failures = max_failures
+        self.system = system
         self.last = Aggregation()
         self._needs, self._wants = tuple(needs), tuple(wants)
         self._sent: tuple[Layout, NDArray[np.float32]] | None = None
         self._last_packed: dict[tuple[object, ...], tuple[Layout, NDArray[np.float32]]] = {}
         self._num_nodes = 0
+        self._client_of: dict[int, int] = {}
 
-    def draw(self, server_round: int, grid: Grid) -> list[int]:
-        """Return the nodes that train in a round, ascending."""
+    def draw(self, server_round: int, grid: Grid, extra: int = 0) -> list[int]:
+        """Return the nodes that train in a round, ascending; with a system, those whose answers will count.
+
+        Args:
+            server_round: Round, from 1.
+            grid: Where the clients are.
+            extra: Numbers that go to each client beside the weights that `remember` was told of.
+        """
         nodes = self._nodes(grid)
         self._num_nodes = len(nodes)
         count = self.clients_per_round or max(1, round(self.fraction_train * len(nodes)))
-        order = torch.randperm(len(nodes), generator=seeds.generator(self.seed, "sample", server_round))
-        return sorted(nodes[place] for place in order[:count].tolist())
+        order = torch.randperm(len(nodes), generator=seeds.generator(self.seed, "sample", server_round)).tolist()
+        if self.system is None:
+            return sorted(nodes[place] for place in order[:count])
+        self._identify(nodes, grid)
+        node_of = {self._client_of[node]: node for node in nodes}
+        clients, size = sorted(node_of), len(self.sent()[1])
+        plan = self.system.begin(server_round, [clients[place] for place in order], count, size + extra, size)
+        return sorted(node_of[client] for client in plan.counted)
+
+    def clients(self, nodes: Sequence[int]) -> list[int]:
+        """Return which clients nodes stand for that `draw` has seen, where there is a system."""
+        return [self._client_of[node] for node in nodes]
+
+    def request(self, config: ConfigRecord) -> ConfigRecord:
+        """Return the config of this round's requests: who takes only a share of its local steps."""
+        return config if self.system is None else with_shares(config, self.system.plan.shares)
+
+    def outcome(self) -> Plan | None:
+        """Put the virtual clock to the end of the round and return what became of it."""
+        return None if self.system is None else self.system.end()
+
+    def unchanged(self) -> tuple[ArrayRecord, MetricRecord | None] | None:
+        """Return the weights the round started from where nobody was asked to train, else None."""
+        if self.system is None or self.system.plan.counted:
+            return None
+        layout, theta = self.sent()
+        self.last = Aggregation(system=self.outcome())
+        return self.packed(layout, theta), None
 
     def remember(self, arrays: ArrayRecord) -> tuple[Layout, NDArray[np.float32]]:
         """Keep the weights a round starts from, against which its replies are read."""
@@ -193,6 +250,30 @@ class SeededStrategy(Strategy):
                 waiting_for = len(nodes)
                 print(f"waiting for nodes: {waiting_for} of {self.min_available_nodes} are connected", flush=True)
             time.sleep(0.5)
+
+    def _identify(self, nodes: Sequence[int], grid: Grid) -> None:
+        """Learn which client each node is: a system knows clients by their numbers, as the data do.
+
+        Node i + 1 of our own grids is client i. Others draw node ids at random, and are asked.
+
+        Raises:
+            RoundError: A node does not say which client it is.
+        """
+        self._client_of.update({node: node - 1 for node in nodes if 0 < node <= MOST_CLIENTS})
+        unknown = [node for node in nodes if node not in self._client_of]
+        if not unknown:
+            return
+        layout, theta = self.sent()
+        content = pack_request(pack_arrays(layout.split(theta)), ConfigRecord(), 0, wants_update=False)
+        for answer in map(read, grid.send_and_receive(messages(content, unknown, MessageType.EVALUATE))):
+            if answer.node is not None and answer.client >= 0:
+                self._client_of[answer.node] = answer.client
+        silent = [node for node in unknown if node not in self._client_of]
+        if silent:
+            raise RoundError(
+                f"node {silent[0]} does not say which client it is, and [system] knows devices by client; its app "
+                f'must send the metric "client"'
+            )
 
     def _problem(self, answer: Answer, reply: Message, theta: NDArray[np.float32], layout: Layout) -> str | None:
         missing = [f'"{need}"' for need in (EXAMPLES, *self._needs) if need not in answer.numbers]

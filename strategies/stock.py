@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.errors import FedSimError, RoundError
+from fedsim.system.model import System
 from fedsim.wire import ARRAYS, CLIENT, EXAMPLES, METRICS, UPDATE, Answer, pack_arrays, read_update, unpack_arrays
 from strategies.flower import RuleStrategy
 from strategies.seeded import Aggregation, SeededStrategy, log
@@ -95,9 +96,14 @@ class StockStrategy(SeededStrategy):
         """
         self.remember(arrays)
         # A rule of ours inside draws the same clients itself: it must know how many there are in all.
-        shown = grid if self.options.rule is not None else _Drawn(self.draw(server_round, grid))
+        shown: Grid | _Drawn = grid
+        if self.options.rule is None:
+            shown = _Drawn(self.draw(server_round, grid))
+            if self.system is not None and self._too_few(self.system):
+                return []
         with self._flower(server_round, "configure"):
-            written = list(self.inner.configure_train(server_round, arrays, config, cast(Grid, shown)))
+            request = self.request(config) if self.options.rule is None else config
+            written = list(self.inner.configure_train(server_round, arrays, request, cast(Grid, shown)))
         self._refuse_shortage(server_round, len(written))
         return sorted(written, key=lambda message: message.metadata.dst_node_id)
 
@@ -110,6 +116,9 @@ class StockStrategy(SeededStrategy):
             ClientError: More clients failed than max_failures allows; names the first and its cause.
             RoundError: Too few clients are left, the strategy gave no model, or it left the finite numbers.
         """
+        idle = self.unchanged()
+        if idle is not None:
+            return idle
         layout, _ = self.sent()
         good, answers, failures = self._sound(replies)
         self.tolerate(server_round, failures, len(good))
@@ -127,7 +136,7 @@ class StockStrategy(SeededStrategy):
             raise RoundError(f"round {server_round}: {self.title} left the finite numbers; lower {rate}")
         if metrics is not None:
             metrics.pop(CLIENT, None)
-        self.last = self._aggregation(failures)
+        self.last = replace(self._aggregation(failures), system=self.outcome())
         return pack_arrays(layout.split(stepped)), metrics
 
     def _made(self) -> Strategy:
@@ -158,6 +167,14 @@ class StockStrategy(SeededStrategy):
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+
+    def _too_few(self, system: System) -> bool:
+        """Say whether the devices leave the strategy nobody, or fewer than it can do with."""
+        counted = len(system.plan.counted)
+        shortage = self.options.shortage(counted) if counted else []
+        if shortage:
+            system.abandon()
+        return not system.plan.counted
 
     def _refuse_shortage(self, server_round: int, count: int) -> None:
         for problem in self.options.shortage(count):

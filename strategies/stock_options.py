@@ -194,6 +194,13 @@ class StockOptions(AnyRule):
                 f"engine.max_failures: {self.plugin_name} scales its noise to the sampled clients and cannot do "
                 f"without one, must be 0, got {engine.max_failures}"
             )
+        system = parts.get("system")
+        if self.nested and system is not None and not system.complete:
+            found.append(
+                f"system: {self.plugin_name} scales its noise to a fixed number of clients, and with this "
+                'availability, dropout or deadline fewer may answer; set availability.name to "always" and leave '
+                "the others out"
+            )
         return found + [f"strategy.{problem}" for problem in self._rate_without_effect(client.lr)]
 
     def shortage(self, count: int) -> list[str]:

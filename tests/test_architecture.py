@@ -33,7 +33,7 @@ ALLOWED = {
     "flwr_datasets": ("fedsim/partitions/",),
     "datasets": ("fedsim/partitions/",),
     "typer": ("run_sim.py",),
-    "rich": ("fedsim/simulation.py", "run_sim.py"),
+    "rich": ("fedsim/profile.py", "fedsim/simulation.py", "run_sim.py"),
     "pandas": ("fedsim/run_folder.py", "fedsim/report/", "fedsim/datasets/heart.py"),
     "matplotlib": ("fedsim/report/",),
 }
@@ -64,6 +64,7 @@ CORE = (
     "fedsim.plugins",
     "fedsim.errors",
     "fedsim.fairness",
+    "fedsim.system.*",
 )
 """The training core: it runs, and can be measured, on a machine that has only PyTorch."""
 
@@ -129,6 +130,7 @@ def test_rules_and_training_see_their_own_base_types_only() -> None:
         "fedsim/models/": ("fedsim.models", "fedsim.plugins", "fedsim.seeds", "fedsim.errors"),
         "fedsim/metrics/": ("fedsim.metrics", "fedsim.plugins"),
         "fedsim/datasets/": ("fedsim.datasets", "fedsim.plugins", "fedsim.seeds", "fedsim.errors"),
+        "fedsim/system/": ("fedsim.system", "fedsim.plugins", "fedsim.seeds", "fedsim.errors", "clients.batches"),
         "clients/training.py": ("clients", "fedsim.datasets", "fedsim.parameters"),
         "clients/evaluation.py": ("fedsim.datasets", "fedsim.metrics", "fedsim.models", "fedsim.parameters"),
     }

@@ -81,3 +81,26 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="cannot be read"):
         checkpoint.load(tmp_path / "m")
+
+
+def test_every_changed_byte_of_an_array_and_of_the_tree_is_noticed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "m", memory(), sync=True)
+    whole = (tmp_path / "m").read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    tree = whole.index(b"round")
+    for place in (tree, *range(8 + size, len(whole))):
+        (tmp_path / "m").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DataError, match="checksum"):
+            checkpoint.load(tmp_path / "m")
+    (tmp_path / "m").write_bytes(whole)
+    checkpoint.load(tmp_path / "m")
+
+
+def test_text_keeps_every_bit_and_holds_no_tensor() -> None:
+    data = {"a": [0.1 + 0.2, -0.0, math.inf], 3: None, "b": "two\nlines"}
+    text = checkpoint.to_text(data)
+    assert "\n" not in text
+    assert repr(checkpoint.from_text(text)) == repr(data)
+    assert math.isnan(checkpoint.from_text(checkpoint.to_text({"x": math.nan}))["x"])
+    with pytest.raises(TypeError, match="a tensor is no text"):
+        checkpoint.to_text({"x": torch.zeros(2)})

@@ -7,7 +7,16 @@ import pickle
 
 import pytest
 
-from fedsim.errors import ClientError, DataError, EngineError, FedSimError, RoundError, ScenarioError
+from fedsim.errors import (
+    AppError,
+    AppRunError,
+    ClientError,
+    DataError,
+    EngineError,
+    FedSimError,
+    RoundError,
+    ScenarioError,
+)
 
 EVERY = [
     (ScenarioError("a.toml", ["rounds: must be greater than 0, got 0", "seed: missing"]), 2),
@@ -16,6 +25,8 @@ EVERY = [
     (ClientError(3, 7, "its update is not finite"), 1),
     (RoundError("round 2: no model"), 1),
     (FedSimError("something"), 1),
+    (AppError("pyproject.toml: no such file"), 2),
+    (AppRunError("serverapp: ValueError: no"), 1),
 ]
 IDS = [type(error).__name__ for error, _ in EVERY]
 

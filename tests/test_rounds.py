@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, QFedAvg, Strategy
 
 from clients.app import LocalApp
+from fedsim.engine.base import Submitted
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import RoundError
 from fedsim.models._check import build_model
@@ -206,9 +207,9 @@ def test_the_timeout_reaches_the_grid() -> None:
     class Timed(LocalGrid):
         given: list[float | None]
 
-        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
+        def submit(self, messages: Any, *, timeout: float | None = None) -> Submitted:
             self.given.append(timeout)
-            return super().send_and_receive(messages, timeout=timeout)
+            return super().submit(messages, timeout=timeout)
 
     grid = Timed(WithLoss(2))
     for timeout in (12.5, None):
@@ -218,7 +219,88 @@ def test_the_timeout_reaches_the_grid() -> None:
         assert grid.given == [timeout] * 3  # evaluation, training, evaluation
 
 
+class Watched(LocalGrid):
+    """Says what it is asked and when."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.asked: list[str] = []
+
+    def submit(self, messages: Any, *, timeout: float | None = None) -> Submitted:
+        sent = list(messages)
+        self.asked.append(sent[0].metadata.message_type)
+        return super().submit(sent, timeout=timeout)
+
+
+def test_the_next_round_is_on_its_way_before_the_last_one_is_written_down() -> None:
+    grid = Watched(WithLoss(3))
+    at: list[list[str]] = []
+    run_rounds(
+        RuleStrategy(OurFedAvg()),
+        grid,
+        pack_arrays({"w": np.zeros(2, np.float32)}),
+        num_rounds=3,
+        evaluate_every=2,
+        callbacks=[lambda _: at.append(list(grid.asked))],
+    )
+    assert [asked[-1] for asked in at] == ["train", "train", "train", "evaluate"]
+    assert grid.asked == ["evaluate", "train", "train", "evaluate", "train", "evaluate"]
+
+
+def test_a_strategy_that_may_look_back_is_never_ahead() -> None:
+    """Flower's own strategies may learn from an evaluation what the next round is to be."""
+    grid, order = LocalGrid(WithLoss(3)), []
+
+    class Adaptive(FedAvg):
+        def configure_train(self, server_round: int, *rest: Any) -> Any:
+            order.append(("configure", server_round))
+            return super().configure_train(server_round, *rest)
+
+        def aggregate_evaluate(self, server_round: int, replies: Any) -> Any:
+            order.append(("evaluated", server_round))
+            return super().aggregate_evaluate(server_round, replies)
+
+    arrays = pack_arrays({"w": np.zeros(2, np.float32)})
+    run_rounds(Adaptive(min_available_nodes=1), grid, arrays, num_rounds=2)
+    assert order == [("evaluated", 0), ("configure", 1), ("evaluated", 1), ("configure", 2), ("evaluated", 2)]
+
+
 def test_the_callers_thread_count_is_put_back(grid: LocalGrid) -> None:
     before = torch.get_num_threads()
     run_rounds(RuleStrategy(OurFedAvg()), grid, start(), num_rounds=1)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("every", "kept"), [(0, []), (1, [0, 1, 2, 3, 4, 5]), (3, [0, 3, 5]), (9, [0, 5])])
+def test_what_a_checkpoint_needs_is_handed_over_when_it_is_due(every: int, kept: list[int]) -> None:
+    seen = Recorder()
+    run_rounds(
+        RuleStrategy(OurFedAvg()),
+        LocalGrid(WithLoss(3)),
+        pack_arrays({"w": np.zeros(2, np.float32)}),
+        num_rounds=5,
+        callbacks=[seen],
+        keep_every=every,
+    )
+    assert [finished.number for finished in seen.rounds if finished.kept is not None] == kept
+
+
+def test_a_run_goes_on_after_a_round(grid: LocalGrid) -> None:
+    whole, rest = Recorder(), Recorder()
+    expected = run_rounds(
+        RuleStrategy(OurFedAvg()), grid, start(), num_rounds=4, evaluate_every=3, callbacks=[whole]
+    )
+    found = run_rounds(
+        RuleStrategy(OurFedAvg()),
+        grid,
+        pack_arrays({}),
+        num_rounds=4,
+        evaluate_every=3,
+        callbacks=[rest],
+        after=whole.rounds[1],
+    )
+    assert [finished.number for finished in rest.rounds] == [2, 3, 4]
+    assert [bool(finished.evaluated) for finished in rest.rounds] == [False, True, True]
+    np.testing.assert_array_equal(flat(found), flat(expected))
+    again = run_rounds(RuleStrategy(OurFedAvg()), grid, start(), num_rounds=4, after=whole.rounds[4])
+    np.testing.assert_array_equal(flat(again), flat(expected))

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from clients.app import LocalApp
+from fedsim import run_folder
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import ClientError, DataError
 from fedsim.fairness import fairness_block, improved_share
@@ -151,7 +152,7 @@ class TestStopped:
         grid = LocalGrid(LocalApp(SCENARIO, federation))
         with pytest.raises(type(error)):
             conduct(SCENARIO, federation, grid, tmp_path / "run", callbacks=[stop_after(3, error)])
-        assert {file.name for file in (tmp_path / "run").iterdir()} == FILES
+        assert {file.name for file in (tmp_path / "run").iterdir()} == {*FILES, "checkpoint"}
         summary, clients, rounds = read(tmp_path / "run")
         assert (summary["status"], summary["rounds"]) == (status, 3)
         assert rounds["round"].tolist() == [0, 1, 2, 3]
@@ -276,3 +277,31 @@ def test_the_digest_sees_names_shapes_types_and_bits() -> None:
     ]
     assert len({model_digest(arrays) for arrays in [one, *others]}) == 5
     assert model_digest(dict(reversed(one.items()))) == model_digest(one)
+
+
+class TestManyClients:
+    """Above a number of clients, rows that say nothing are left out."""
+
+    @pytest.fixture
+    def two(self, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        paths = []
+        for most in (run_folder.EVERY_CLIENT, 7):
+            monkeypatch.setattr(run_folder, "EVERY_CLIENT", most)
+            paths.append(tmp_path / str(most))
+            conduct(SCENARIO, federation, LocalGrid(LocalApp(SCENARIO, federation)), paths[-1])
+        return paths
+
+    def test_what_is_left_out_says_nothing(self, two: list[Path]) -> None:
+        (_, full, _), (_, short, _) = map(read, two)
+        says = full["sampled"] | full["failed"] | full["round"].isin([0, 2, 4, 5])
+        assert 0 < (~says).sum() == len(full) - len(short)
+        pd.testing.assert_frame_equal(short, full[says].reset_index(drop=True), check_exact=True)
+        silent = full[~says].drop(columns=["round", "client", "train_examples", "test_examples"])
+        assert not silent[["sampled", "failed"]].to_numpy().any()
+        assert silent.drop(columns=["sampled", "failed"]).isna().to_numpy().all()
+
+    def test_summary_and_rounds_are_the_same(self, two: list[Path]) -> None:
+        (full, _, rounds), (short, _, others) = map(read, two)
+        assert {**full, "seconds": None} == {**short, "seconds": None}
+        clocks = [column for column in rounds if column.startswith("seconds")]
+        pd.testing.assert_frame_equal(rounds.drop(columns=clocks), others.drop(columns=clocks), check_exact=True)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -32,12 +31,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.latest import OUT, write
 from benchmarks.simulators.contender import MALLOC, Contender, ContenderError, Seat
 from benchmarks.simulators.workloads import NUM_WORKERS, WORKLOADS, Floats, Workload
 from fedsim.errors import FedSimError
 
 ROOT = Path(__file__).resolve().parents[2]
-OUT = ROOT / "benchmarks" / "out" / "latest.json"
 
 WARM_ROUNDS = 2
 """Rounds after the first that are not measured: allocators, caches and Flower's second actor settle in them."""
@@ -111,20 +110,19 @@ def main() -> None:
         wanted.discard(FLOWER)
     contenders = [one for one in CONTENDERS if one.key in wanted]
     with tempfile.TemporaryDirectory() as home:
-        _prepare_environment(home)
-        print(_machine())
+        prepare_environment(home)
+        print(machine())
         found = [
             _workload(WORKLOADS[name], contenders, options.rounds or WORKLOADS[name].rounds, options.passes)
             for name in names
         ]
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps([row for rows, _ in found for row in rows], indent=2) + "\n", encoding="utf-8")
+    write([row for rows, _ in found for row in rows])
     print(f"\n{OUT.relative_to(ROOT)} has the same numbers")
     if not all(alike for _, alike in found):
         sys.exit("the contenders did not do the same work: these times cannot be compared")
 
 
-def _prepare_environment(home: str) -> None:
+def prepare_environment(home: str) -> None:
     """Set what processes of the contenders inherit: the code is found, and Flower stays at home."""
     for name, value in {**SETTINGS, "FLWR_HOME": home}.items():
         os.environ.setdefault(name, value)
@@ -132,7 +130,7 @@ def _prepare_environment(home: str) -> None:
     os.environ.pop("RAY_ADDRESS", None)  # a cluster that runs elsewhere is not what is measured
 
 
-def _machine() -> str:
+def machine() -> str:
     versions = [f"Python {platform.python_version()}"]
     for name in ("torch", "flwr", "ray"):
         try:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-from benchmarks.simulators.workloads import WORKLOADS, Floats, Workload
+from benchmarks.simulators.workloads import Floats, Workload, workload_of
 
 PATIENCE_S = 300.0
 """Seconds after which a contender that says nothing is given up."""
@@ -103,8 +104,8 @@ class Seat:
         ContenderError: It fails before its first round.
     """
 
-    def __init__(self, contender: Contender, workload: Workload) -> None:
-        self._contender = contender
+    def __init__(self, contender: Contender, workload: Workload, patience_s: float = PATIENCE_S) -> None:
+        self._contender, self._patience_s = contender, patience_s
         spawn = get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_live, args=(contender.body, workload.name, theirs))
@@ -126,6 +127,14 @@ class Seat:
         self._signal("SIGSTOP")
         return seconds
 
+    def private_bytes(self) -> int | None:
+        """Return the memory of its first process that no other shares; None where the system does not say."""
+        try:
+            lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return None
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
     def end(self) -> Floats:
         """Stop it and return the weights it reached."""
         self._signal("SIGCONT")
@@ -146,9 +155,9 @@ class Seat:
     def _ask(self, order: object) -> Any:
         try:
             self._pipe.send(order)
-            ready = connection.wait([self._pipe, self._process.sentinel], PATIENCE_S)
+            ready = connection.wait([self._pipe, self._process.sentinel], self._patience_s)
             if self._pipe not in ready:
-                raise ContenderError("its process died" if ready else f"no answer within {PATIENCE_S:g} s")
+                raise ContenderError("its process died" if ready else f"no answer within {self._patience_s:g} s")
             kind, answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise ContenderError("its process died") from error
@@ -168,7 +177,7 @@ def _live(body: str, name: str, pipe: Connection) -> None:
         # Imported here, so that a contender whose library is missing stops nobody else.
         found = getattr(import_module(f"benchmarks.simulators.{module}"), function)
         with meter.until_stopped():
-            found(WORKLOADS[name], meter)
+            found(workload_of(name), meter)
     except (EOFError, BrokenPipeError):
         return  # the one who measures is gone
     except BaseException as error:

@@ -69,6 +69,11 @@ def local(workload: Workload, meter: Meter) -> None:
     _run(workload, workload.scenario("engine.backend=local", f"engine.threads_per_worker={NUM_WORKERS}"), meter)
 
 
+def single(workload: Workload, meter: Meter) -> None:
+    """Make rounds in this process, on one thread: two of them suffer most from what else a machine does."""
+    _run(workload, workload.scenario("engine.backend=local"), meter)
+
+
 def _run(workload: Workload, scenario: Scenario, meter: Meter) -> None:
     network = workload.network().network
     app: Any = NoOp(workload.federation.num_clients)
@@ -82,9 +87,12 @@ def _run(workload: Workload, scenario: Scenario, meter: Meter) -> None:
         else:
             meter.lap(lambda: flat(finished.arrays))
 
+    strategy: Any = strategy_of(scenario, min_available_nodes=app.num_clients)
+    if not workload.evaluates:
+        strategy.configure_evaluate = strategy.aggregate_evaluate = lambda *_: []
     with open_grid(app, scenario.engine) as grid, meter.until_stopped():
         run_rounds(
-            strategy_of(scenario, min_available_nodes=app.num_clients),
+            strategy,
             grid,
             pack_arrays({name: value.detach().numpy() for name, value in network.named_parameters()}),
             num_rounds=scenario.evaluation.every,  # never reached

@@ -1,4 +1,4 @@
-"""What is measured: three settings, each as a scenario, so that every contender gets the same shards and start."""
+"""What is measured: settings, each as a scenario, so that every contender gets the same shards and start."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Workload:
         settings: Overrides, with semicolons between.
         trains: False where a client only copies the weights it got.
         rounds: In one turn: long enough that it is about rounds and not about waking up.
+        evaluates: Whether all clients are asked about the initial model, as in every run.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Workload:
     settings: str
     trains: bool = True
     rounds: int = 40
+    evaluates: bool = True
 
     def overrides(self) -> list[str]:
         """Return everything that differs from the bundled scenario."""
@@ -103,3 +105,21 @@ WORKLOADS = {
         ),
     )
 }
+
+
+def registered(num_clients: int) -> Workload:
+    """Return the setting of `benchmarks.registered`: 1,000 of so many clients, who share MNIST's examples."""
+    return Workload(
+        f"registered-{num_clients}",
+        f"784 x 10 linear, MNIST, 1,000 of {num_clients:,} clients x 40 examples, batches of 10, one epoch",
+        f"partition.name=resampled; partition.num_clients={num_clients}; partition.examples=50;"
+        "model.name=logistic; client.batch_size=10; client.lr=0.05; server.clients_per_round=1000",
+        rounds=5,
+        evaluates=False,
+    )
+
+
+def workload_of(name: str) -> Workload:
+    """Return the setting that is called so."""
+    kind, _, number = name.partition("-")
+    return registered(int(number)) if kind == "registered" else WORKLOADS[name]

@@ -79,6 +79,14 @@ class LocalMethod:
         """Return what is trained beside the local model, if anything."""
         return None
 
+    def beside_epochs(self, local_epochs: int) -> int:  # noqa: ARG002
+        """Return how many passes over its shard a client makes for what is trained beside.
+
+        Args:
+            local_epochs: client.local_epochs.
+        """
+        return 0
+
     def keep(self, this: LocalRound, update: Tensor, steps: int, beside: Tensor | None) -> State:  # noqa: ARG002
         """Return what the client keeps after its local training.
 

@@ -33,6 +33,10 @@ class Personal(LocalMethod):
         """Train the client's own model, from where it was."""
         return Beside(self.own_weights(this.theta, this.state), Terms(proximal=self.lam), self.epochs)
 
+    def beside_epochs(self, local_epochs: int) -> int:
+        """Return the passes for the client's own model."""
+        return local_epochs if self.epochs is None else self.epochs
+
     def keep(self, this: LocalRound, update: Tensor, steps: int, beside: Tensor | None) -> State:
         """Return the client's own model after this round."""
         del this, update, steps

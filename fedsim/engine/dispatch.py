@@ -15,8 +15,10 @@ from itertools import count
 from logging import getLogger
 from typing import Any
 
+from fedsim.engine import flower
 from fedsim.engine.board import Boards, Note
 from fedsim.engine.desk import IDLE
+from fedsim.engine.flower import Fault
 from fedsim.engine.jobs import Answered, Crew, Done, Job, Live, Member, Piece
 from fedsim.engine.schedule import balance
 from fedsim.engine.states import States
@@ -295,8 +297,8 @@ class Dispatcher:
                 self._crew.restart(member)
                 self._queue.extendleft(reversed(others))
         others_reason = f"{reason}; workers were busy with client {some(culprits)}" if culprits else reason
-        late = {client: others_reason for client in live.task.clients if client not in answered}
-        live.task.failed = late | missing | live.task.failed
+        late = {client: others_reason for client in live.task.clients if client not in answered} | missing
+        live.task.failed = {c: Fault(why, flower.NO_ANSWER) for c, why in late.items()} | live.task.failed
         live.late = True
         live.left = 0
         self._drop(live)

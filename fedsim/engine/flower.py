@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
-from flwr.app import Error, Message, Metadata, RecordDict
+from click import ClickException
+from flwr.app import Error, Message, Metadata, RecordDict, UserConfig
+from flwr.common.config import flatten_dict, get_project_config, parse_config_args
+from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.supercore.date import now
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
+    "NUM_PARTITIONS_KEY",
+    "PARTITION_ID_KEY",
     "LazyReply",
     "Run",
+    "check",
     "empty_run",
     "envelopes",
     "error_reply",
@@ -29,8 +41,11 @@ __all__ = [
 
 RUN_ID = 1
 SERVER_NODE = 1
-CLIENT_FAILED = 1
-"""Flower's error code for an exception in a ClientApp is not public; ours only has to be a number."""
+CLIENT_FAILED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+LOAD_FAILED = ErrorCode.LOAD_CLIENT_APP_EXCEPTION
+UNKNOWN = ErrorCode.UNKNOWN
+NO_ANSWER = ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+"""Of clients that took too long."""
 
 
 def set_identity() -> None:
@@ -165,6 +180,134 @@ class LazyReply(Message):
         self.__dict__["_content"] = value
 
 
+class Fault(str):
+    """What went wrong at a client, with Flower's error code for it.
+
+    Args:
+        reason: In words.
+        code: Flower's.
+    """
+
+    __slots__ = ("code",)
+    code: int
+
+    def __new__(cls, reason: str, code: int = CLIENT_FAILED) -> Fault:
+        made = super().__new__(cls, reason)
+        made.code = code
+        return made
+
+    def __reduce__(self) -> tuple[type[Fault], tuple[str, int]]:
+        return type(self), (str(self), self.code)
+
+
 def error_reply(reason: str, *, reply_to: Message) -> Message:
-    """Return a reply that says a client failed."""
-    return Message(Error(code=CLIENT_FAILED, reason=reason), reply_to=reply_to)
+    """Return a reply that says a client failed, with the code of a `Fault`."""
+    code = reason.code if isinstance(reason, Fault) else UNKNOWN
+    return Message(Error(code=code, reason=str(reason)), reply_to=reply_to)
+
+
+def check() -> None:
+    """Use everything above once, to see that this Flower still has it.
+
+    Raises:
+        Exception: Whatever comes of a Flower that is made otherwise.
+    """
+    set_identity()
+    empty_run()
+    content = RecordDict()
+    sent = to_nodes(content, [3, 4], "train")
+    if envelopes(sent) != [("train", 3, id(content)), ("train", 4, id(content))]:
+        raise RuntimeError("messages to several nodes do not say what they are")
+    message = sent[1]
+    asked = give_id(message)
+    first = LazyReply(lambda _: RecordDict(), reply_to=message, block=None, row=0)
+    other = first.beside(reply_to=message, row=1)
+    for reply in (first, other, error_reply("as asked", reply_to=message)):
+        if reply.metadata.reply_to_message_id != asked:
+            raise RuntimeError("a reply does not name the message it answers")
+    if list(other.content.items()) or other.untouched:
+        raise RuntimeError("the records of a reply are not made at the first look")
+
+
+def config_changed(run_id: int) -> str:
+    """Return what Flower's simulation says to a ClientApp that changed its run configuration."""
+    reason = f"The `run_config` field of the `Context` object cannot be modified (run_id: {run_id})."
+    return f"{ValueError}:<'{reason}'>"
+
+
+def described_run(fab_id: str, fab_version: str, overrides: UserConfig) -> Run:
+    """Return the description of a run of a Flower app that no SuperLink knows."""
+    run = Run.create_empty(TaskIdentity.run_id)
+    return replace(run, fab_id=fab_id, fab_version=fab_version, override_config=dict(overrides))
+
+
+def copy_of_run(run: Run) -> Run:
+    """Return a copy, so that who asks for a grid's run cannot change it."""
+    return replace(run)
+
+
+def new_id(message: Message) -> str:
+    """Give a message an id, another one each time it is sent, as a SuperLink does."""
+    message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+    return message.metadata.message_id
+
+
+def same_envelope(message: Message, content: RecordDict) -> Message:
+    """Return a message of the same metadata with another content."""
+    return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
+
+
+def delivered(metadata: Metadata, content: RecordDict) -> Message:
+    """Return a message as a node receives it."""
+    message: Message = Message(content, metadata=metadata)  # type: ignore[call-overload]
+    message.metadata.delivered_at = now().isoformat()
+    return message
+
+
+def to_bytes(records: RecordDict) -> bytes:
+    """Return records in Flower's own serialisation.
+
+    Raises:
+        ValueError: They hold what Flower cannot send.
+    """
+    packed: bytes = recorddict_to_proto(records).SerializeToString()
+    return packed
+
+
+def from_bytes(packed: bytes) -> RecordDict:
+    """Return the records of `to_bytes`."""
+    return recorddict_from_proto(ProtoRecordDict.FromString(packed))
+
+
+def project_of(folder: Path) -> dict[str, Any]:
+    """Read and check the pyproject.toml of a Flower app.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is no TOML, or a field of Flower's is missing or of the wrong type.
+    """
+    return get_project_config(folder)
+
+
+def overrides_of(words: Sequence[str]) -> UserConfig:
+    """Read changes of a run configuration the way `flwr run --run-config` does.
+
+    Args:
+        words: Strings of "key=value" pairs, or one path of a TOML file.
+
+    Raises:
+        ValueError: They cannot be read, or a value is no bool, int, float or string.
+    """
+    try:
+        return cast(UserConfig, parse_config_args(list(words)))
+    except ClickException as error:
+        raise ValueError(error.message) from error
+
+
+def flat(config: Mapping[str, Any]) -> UserConfig:
+    """Join nested keys with dots.
+
+    Raises:
+        ValueError: A value is no bool, int, float or string.
+    """
+    return flatten_dict(dict(config))

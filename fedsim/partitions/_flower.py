@@ -63,7 +63,8 @@ def check_num_clients(num_clients: int, num_examples: int) -> None:
     if num_clients > num_examples:
         raise DataError(
             f"partition.num_clients: {num_clients} clients cannot share {num_examples} examples, client "
-            f"{num_examples} would be empty; set it to {num_examples} or less"
+            f"{num_examples} would be empty; set it to {num_examples} or less, or let clients share examples: "
+            "partition.name=resampled"
         )
 
 

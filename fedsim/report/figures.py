@@ -17,6 +17,9 @@ from fedsim.report.style import BLUE, INK, SKY, VERMILLION, figure, marker, plai
 
 Values = NDArray[np.float64]
 
+MOST_STEPS = 2000
+"""Steps of an outline, and points that are drawn one by one; more become a picture."""
+
 
 def accuracy_over_rounds(evaluations: pd.DataFrame, rounds: pd.DataFrame) -> Figure:
     """Median, bands and worst tenth of the clients' accuracies after each evaluated round.
@@ -78,8 +81,8 @@ def accuracy_distribution(accuracies: Values) -> Figure:
 def _sorted_clients(axes: Axes, values: Values, tail: int) -> None:
     # One outline instead of K bars: a thousand clients stay one light path.
     edges = np.arange(len(values) + 1)
-    axes.stairs(values, edges, fill=True, color=SKY, alpha=0.8, label="clients")
-    axes.stairs(values[:tail], edges[: tail + 1], fill=True, color=VERMILLION, label="worst 10 %")
+    axes.stairs(*_outline(values), fill=True, color=SKY, alpha=0.8, label="clients")
+    axes.stairs(*_outline(values[:tail]), fill=True, color=VERMILLION, label="worst 10 %")
     if len(values) <= 60:
         axes.vlines(edges[1:-1], 0, np.minimum(values[:-1], values[1:]), color="white", linewidth=1.2)
     axes.hlines(values.mean(), 0, len(values), color=INK, linestyle="--", label="mean")
@@ -92,6 +95,13 @@ def _sorted_clients(axes: Axes, values: Values, tail: int) -> None:
     ticks = sorted({1, *(int(tick) for tick in steps if 1 <= tick <= len(values))})
     axes.set_xticks([tick - 0.5 for tick in ticks], [str(tick) for tick in ticks])
     axes.grid(visible=False, axis="x")
+
+
+def _outline(values: Values) -> tuple[Values, Values]:
+    """Return the steps of an outline and their edges; of very many clients a step is the mean of several."""
+    edges = np.linspace(0, len(values), min(len(values), MOST_STEPS) + 1).round()
+    sums = np.add.reduceat(values, edges[:-1].astype(np.int64))
+    return sums / np.diff(edges), edges
 
 
 def _histogram(axes: Axes, values: Values) -> None:
@@ -121,7 +131,10 @@ def accuracy_against_size(accuracies: Values, train_examples: Values) -> Figure:
     axes = drawing.add_subplot()
     faint = 0.45 if len(y) > 200 else 0.8
     rest = order[tail:]
-    axes.scatter(x[rest], y[rest], s=size, color=BLUE, alpha=faint, linewidths=0, label="clients")
+    picture = len(y) > MOST_STEPS
+    axes.scatter(
+        x[rest], y[rest], s=size, color=BLUE, alpha=faint, linewidths=0, label="clients", rasterized=picture
+    )
     axes.scatter(
         x[order[:tail]],
         y[order[:tail]],
@@ -130,6 +143,7 @@ def accuracy_against_size(accuracies: Values, train_examples: Values) -> Figure:
         marker="D",
         linewidths=0,
         label="worst 10 %",
+        rasterized=picture,
     )
     positive = x[x > 0]
     if len(positive) == len(x) and x.max() > 20 * x.min():

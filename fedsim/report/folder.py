@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fedsim import manifest
 from fedsim.errors import DataError
 from fedsim.fairness import fairness_block
 
@@ -69,8 +70,8 @@ class RunFolder:
             known = {k: int(sum(row)) for k, row in self.counts_by_client(split).items()}
             column = rows[name] if name in rows else pd.Series(0, index=rows.index)
             table[name] = [known.get(int(k), int(np.nan_to_num(float(column[k])))) for k in ids]
-        names = {int(row["client"]): row.get("name") for row in self.manifest.get("clients", [])}
-        table["name"] = [str(names.get(int(k)) or "") for k in ids]
+        names = manifest.names(self.manifest)
+        table["name"] = [names.get(int(k), "") for k in ids]
         return table
 
     def counts_by_client(self, split: str) -> dict[int, list[int]]:
@@ -79,7 +80,13 @@ class RunFolder:
         Args:
             split: "train" or "test".
         """
-        return {int(row["client"]): list(row.get(split) or []) for row in self.manifest.get("clients", [])}
+        if split not in self._counts:
+            self._counts[split] = manifest.counts(self.manifest, split)
+        return self._counts[split]
+
+    @cached_property
+    def _counts(self) -> dict[str, dict[int, list[int]]]:
+        return {}
 
     @cached_property
     def class_names(self) -> list[str]:

@@ -12,12 +12,14 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from fedsim import manifest
 from fedsim.errors import DataError
-from fedsim.report import certificate, figures, hooks, measured, partition, style, tables, words
+from fedsim.report import certificate, figures, hooks, measured, partition, style, system, tables, words
 from fedsim.report.folder import RunFolder, read
 from fedsim.report.template import TEMPLATE
 
 _LABELS = {
+    "system": "Test accuracy against simulated time and traffic: mean of the clients and mean of the worst 10 %.",
     "hooks": "What the clients' hooks reported, over rounds.",
     "concentration": "CMI, Gamma and NCMI of all clients' test examples together, over rounds.",
     "quality": "Calibration error and macro F1 over rounds, of all examples together and of the clients.",
@@ -102,6 +104,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "last_evaluated": run.last_evaluated,
         "environment": tables.environment(run),
         "origin": _origin(run),
+        "cost": system.summary(run),
         "scenario": run.scenario,
     }
 
@@ -249,6 +252,11 @@ def _pictures(run: RunFolder) -> list[Picture]:
             if hooks.columns(run)
             else []
         ),
+        *(
+            [_picture("system", _LABELS["system"], lambda: system.accuracy_against_cost(run), nothing)]
+            if len(system.known(run))
+            else []
+        ),
     ]
 
 
@@ -268,5 +276,5 @@ def _partition_label(run: RunFolder) -> str:
 
 def _draw_partition(run: RunFolder) -> Figure:
     ids = sorted(run.counts_by_client("train"))
-    names = {int(row["client"]): row.get("name") for row in run.manifest.get("clients", [])}
-    return partition.partition(run.matrix("train"), run.class_names, [str(names[k] or k) for k in ids])
+    names = manifest.names(run.manifest)
+    return partition.partition(run.matrix("train"), run.class_names, [names.get(k, str(k)) for k in ids])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,13 +15,16 @@ from fedsim.report.style import BLUE, INK, figure, short
 
 MOST_NAMED_CLIENTS = 30
 
+MOST_COLUMNS = 1000
+"""Columns that a screen can show; of more clients, several share one."""
+
 
 def partition(counts: NDArray[np.int64], class_names: Sequence[str], client_names: Sequence[str]) -> Figure:
     """Clients across, classes up; above, how much each client holds.
 
     Colour is the share of the client's own examples, so small clients are as visible as large ones. Up to
     thirty clients keep their order and their names; more are put in order of their main class, so that a
-    thousand columns still show what the split does.
+    thousand columns still show what the split does. Beyond a thousand a column is the mean of several clients.
 
     Args:
         counts: [K, C] training examples.
@@ -33,6 +37,8 @@ def partition(counts: NDArray[np.int64], class_names: Sequence[str], client_name
     ordered = counts[order]
     totals = ordered.sum(axis=1)
     shares = ordered / np.maximum(totals, 1)[:, None] * 100
+    if num_clients > MOST_COLUMNS:
+        totals, shares = column_means(totals), column_means(shares)
 
     # Up to the next tenth above what occurs: with eighty classes nobody holds the whole of one.
     top = float(np.clip(np.ceil(shares.max() / 10) * 10, 10, 100))
@@ -73,7 +79,18 @@ def by_main_class(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.lexsort((-shares.max(axis=1), shares.argmax(axis=1))).astype(np.int64)
 
 
-def _totals(axes: Axes, totals: NDArray[np.int64], *, named: bool) -> None:
+def column_means(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the means of neighbours, `MOST_COLUMNS` of them, each of about as many clients.
+
+    Args:
+        values: [K, ...], K at least `MOST_COLUMNS`.
+    """
+    edges = np.linspace(0, len(values), MOST_COLUMNS + 1).astype(np.int64)
+    sums = np.add.reduceat(values.astype(np.float64), edges[:-1], axis=0)
+    return np.asarray(sums / np.diff(edges).reshape(-1, *[1] * (values.ndim - 1)))
+
+
+def _totals(axes: Axes, totals: NDArray[Any], *, named: bool) -> None:
     edges = np.arange(len(totals) + 1) - 0.5
     axes.stairs(totals, edges, fill=True, color=BLUE, alpha=0.85)
     if named:
@@ -97,7 +114,9 @@ def _class_labels(axes: Axes, class_names: Sequence[str], rows: float) -> None:
 
 def _client_labels(axes: Axes, names: Sequence[str] | None, num_clients: int) -> None:
     if names is None:
-        axes.set_xlabel(f"{num_clients} clients, in order of their main class")
+        means = f"; a column is the mean of about {num_clients / MOST_COLUMNS:.0f}"
+        more = means if num_clients > MOST_COLUMNS else ""
+        axes.set_xlabel(f"{num_clients} clients, in order of their main class{more}")
         axes.tick_params(axis="x", labelbottom=False, length=0)
         return
     labels = [short(name, 14) for name in names]

@@ -109,6 +109,14 @@ pre { padding: .9rem; overflow-x: auto; background: #f6f6f6; font: .85rem/1.45 u
 <h2 id="rounds">Accuracy over the rounds</h2>
 {{ figure("accuracy", "Test accuracy of all clients, sampled or not. The worst 10 % are chosen anew at each evaluation.") }}
 
+{% if cost or "system" in pictures %}
+<h2 id="system">Accuracy against time and traffic</h2>
+{% if "system" in pictures %}
+{{ figure("system", "On the virtual clock of the scenario's [system], and over the numbers sent to and from the clients, those of lost clients included. Evaluation takes neither time nor traffic.") }}
+{% endif %}
+{% if cost %}{{ pairs(cost, "What the run cost") }}{% endif %}
+{% endif %}
+
 <h2 id="distribution">How accuracy is spread over clients</h2>
 {{ figure("distribution", "Each client's test accuracy at the last evaluation, from worst to best (left), and how many clients see which accuracy (right).") }}
 

@@ -80,6 +80,7 @@ class Block:
     newton: QuasiNewton | None = None
     received: Mapping[str, Tensor] = field(default_factory=dict)
     lr: float = 0.1
+    shares: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         self.model = network(self.network, self.dtype)
@@ -96,7 +97,12 @@ class Block:
             return lambda purpose: seeds.generator(0, purpose, number, client)
 
         return [
-            Client(range(ends[k], ends[k + 1]), stream_of(k), {} if states is None else states[k])
+            Client(
+                range(ends[k], ends[k + 1]),
+                stream_of(k),
+                {} if states is None else states[k],
+                self.shares[k] if self.shares else 1.0,
+            )
             for k in range(len(self.sizes))
         ]
 

@@ -27,8 +27,6 @@ class Quadratics:
         trouble: Client -> what it answers instead of its loss in a search.
     """
 
-    stateful = False
-
     def __init__(self, num_clients: int = 5, trouble: dict[int, Any] | None = None) -> None:
         self.num_clients = num_clients
         self.trouble = trouble or {}
@@ -43,12 +41,19 @@ class Quadratics:
     def reads_state(self, kind: str) -> bool:  # noqa: ARG002
         return False
 
+    def keeps_state(self, kind: str) -> bool:  # noqa: ARG002
+        return False
+
+    def width(self, kind: str, content: RecordDict) -> int:  # noqa: ARG002
+        return 0
+
     def run(
         self,
         kind: str,
         content: RecordDict,
         units: Sequence[Sequence[int]],
         states: Sequence[Any],  # noqa: ARG002
+        desk: Any,  # noqa: ARG002
     ) -> tuple[Block, list[Any]]:
         clients = [client for unit in units for client in unit]
         theta = float(wire.unpack_request(content).theta[0])

@@ -1,0 +1,1 @@
+"""Personalised digits with PyTorch: mods, state, lifespans and a loop of its own."""

@@ -1,0 +1,1 @@
+"""Goes wrong as its configuration says."""
