@@ -173,6 +173,8 @@ class RayCrew:
     def change(self, app: BlockApp, states: States) -> None:
         """Give all workers another application; none may have anything to do."""
         self._shared, self._states, self._stored = ray.put(app), states, None
+        self._probe.close()  # what it looked for may have gone with the states before
+        self._probe = Probe([self._folder, states.folder])
         places = [_place(member) for member in self.members]
         told = []
         for place in places:
@@ -217,8 +219,9 @@ class RayCrew:
         self._address = str(folder / "crew")
         self._bell = _Bell()
         self._exits.callback(self._bell.close)
+        self._folder = folder
         self._probe = Probe([folder, self._states.folder])
-        self._exits.callback(self._probe.close)
+        self._exits.callback(lambda: self._probe.close())
         self._board = Board(max(PAGE, 8 * num_workers), folder)
         self._exits.callback(self._board.close)
         note = self._board.post(b"", (num_workers, 2))

@@ -280,12 +280,14 @@ class Dispatcher:
             return
         reason = f"no answer within {live.task.timeout:g} s"
         answered = {client for places, _ in live.parts for client in (live.task.clients[p] for p in places)}
-        missing = dict.fromkeys((c for c in live.task.clients if c not in answered), reason)
+        missing: dict[int, str] = {}
+        culprits: list[int] = []
         for member in self._crew.members:
             if any(piece.live is live for piece in member.pieces):
                 head, (first, size) = member.pieces[0], self._crew.marker(member)
                 busy = head.members[first : first + size] if (first, size) != IDLE and head.live is live else []
                 if busy:
+                    culprits += busy
                     for client in head.members:
                         missing[client] = f"{reason}; its worker was busy with client {some(busy)}"
                 log.warning("worker %d is late and started again: %s", member.number, reason)
@@ -294,8 +296,9 @@ class Dispatcher:
                 member.worked.restarts += 1
                 self._crew.restart(member)
                 self._queue.extendleft(reversed(others))
-        late = {client: Fault(why, flower.NO_ANSWER) for client, why in missing.items()}
-        live.task.failed = late | live.task.failed
+        others_reason = f"{reason}; workers were busy with client {some(culprits)}" if culprits else reason
+        late = {client: others_reason for client in live.task.clients if client not in answered} | missing
+        live.task.failed = {c: Fault(why, flower.NO_ANSWER) for c, why in late.items()} | live.task.failed
         live.late = True
         live.left = 0
         self._drop(live)
