@@ -101,6 +101,7 @@ class RayCrew:
         if self._own_ray:
             start_ray(settings)
         self.members: list[Member] = []
+        self._probe: Probe
         self._exits = contextlib.ExitStack()
         try:
             num_workers = count_workers(settings)
