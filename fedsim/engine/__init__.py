@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,4 +31,12 @@ def open_grid(app: BlockApp, settings: EngineSettings, states_folder: Path | Non
         return LocalGrid(app, settings.threads_per_worker, States(states_folder))
     from fedsim.engine.grid import RayGrid  # Ray takes a second to import
 
-    return RayGrid(app, settings, States(states_folder))
+    places = [] if states_folder is None else [states_folder, *states_folder.parents]
+    made = [place for place in places if not place.exists()]
+    try:
+        return RayGrid(app, settings, States(states_folder))
+    except BaseException:
+        for place in made:  # a run that never began leaves no folder
+            with contextlib.suppress(OSError):  # not empty: it is somebody else's too
+                place.rmdir()
+        raise

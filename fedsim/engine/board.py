@@ -139,9 +139,11 @@ class Boards:
                 return Board(max(size, PAGE), folder)
             except OSError as error:
                 full.append(str(error))
+        what = f" and {shape[0]} updates of {shape[1]} numbers" if shape[1] else ""
+        advice = ", or let fewer clients take part in a round" if shape[1] else ""
         raise EngineError(
-            f"engine: there is no room for a request and {shape[0]} updates of {shape[1]} numbers: "
-            f"{'; '.join(full)}; make room there, or let fewer clients take part in a round"
+            f"engine: there is no room for a request of {request} bytes{what}: {'; '.join(full)}; "
+            f"make room there{advice}"
         )
 
     def give_back(self, board: Board, rows: Floats | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -189,9 +188,9 @@ class TestFullFolders:
         grid = opened(study.app())
         with monkeypatch.context() as patch:
             crowd(patch, set(folders), folders, [])
-            with pytest.raises(EngineError, match="no room for a request and 5 updates of") as caught:
+            with pytest.raises(EngineError, match=r"there is no room for a request of \d+ bytes") as caught:
                 study.run(grid, tmp_path / "run")
-        assert re.search(r"make room there, or let fewer clients take part", str(caught.value))
+        assert "make room there" in str(caught.value)
         assert str(caught.value).count("has no room") == 2
         same(study.run(grid, tmp_path / "again"), undisturbed)  # once there is room, nothing is left of it
 

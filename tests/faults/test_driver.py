@@ -101,7 +101,6 @@ def test_workers_do_not_outlive_a_driver_that_is_killed(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         assert left_after(ours, GONE_S) == set()
-        assert left_after(started, GONE_S) == set()  # nor does Ray itself
     board.Boards()  # what the next run does first
     assert files_of(process.pid) == []
 
