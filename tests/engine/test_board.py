@@ -94,7 +94,7 @@ def test_a_larger_request_gets_a_larger_board_and_the_files_are_removed(boards: 
 
 def test_without_room_anywhere_there_is_no_board(boards: Boards) -> None:
     with pytest.raises(
-        EngineError, match=r"no room for a request of \d+ bytes and 1099511627776 updates .* let fewer clients"
+        EngineError, match=r"no room for a request of \d+ bytes and 1099511627776 .* let fewer clients"
     ):
         boards.take(100, (2**40, 2**10))
 
