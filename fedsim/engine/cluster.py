@@ -127,8 +127,9 @@ def _signals_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # not the main thread: Ray has set none
-            signal.signal(signal.SIGTERM, before)
+        if before is not None:  # it was set from Python
+            with contextlib.suppress(ValueError):  # not the main thread: Ray has set none
+                signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
