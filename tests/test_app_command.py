@@ -371,7 +371,7 @@ class TestAgainstFlower:
         stock, ours = tmp_path / "stock.json", tmp_path / "ours.json"
         words = [sys.executable, "-c", STOCK, str(APPS / name), "4", output(stock)]
         done = subprocess.run(
-            words, env=stock_environment, cwd=tmp_path, capture_output=True, text=True, check=False
+            words, env=stock_environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
         )
         assert stock.exists(), done.stdout + done.stderr
         assert command.local(APPS / name, "--run-config", output(ours)).code == 0

@@ -85,6 +85,7 @@ def start_ray(settings: EngineSettings) -> None:
     Raises:
         EngineError: There is no such cluster, no GPU where one was asked for, or Ray cannot start.
     """
+    check_device(settings)  # of the driver too: the model is tried there, and evaluated on the common test set
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.address is not None:
         try:
@@ -97,7 +98,6 @@ def start_ray(settings: EngineSettings) -> None:
                 "start one with `ray start --head`, or leave engine.address out"
             ) from error
         return
-    check_device(settings)
     num_cpus = max(settings.workers or 1, os.cpu_count() or 1)
     try:
         with _environment(_worker_env(settings)), _signals_kept():

@@ -28,7 +28,7 @@ class Ordered(FedAvg):
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a few rounds and leave what came out."""
-    result = Ordered(min_available_nodes=2).start(
+    result = Ordered(min_available_nodes=4).start(
         grid,
         ArrayRecord(initial_weights()),
         num_rounds=context.run_config["num-server-rounds"],
