@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsim.errors import RoundError
 from fedsim.parameters import Layout, tensor_of
 from fedsim.wire import EXAMPLES, LOSSES, Answer, pack_arrays, pack_request, read, stack_updates
+from strategies.kernel import quiet
 from strategies.rules import AnyRule, Cohort, Direction, MemoryRule, NonFiniteUpdateError, Rule
 from strategies.seeded import Aggregation, SeededStrategy, log, messages
 
@@ -85,6 +86,12 @@ class RuleStrategy(SeededStrategy):
             ClientError: More clients failed than max_failures allows; names the first and its cause.
             RoundError: Every client failed, the rule refuses what they sent, or the step leaves the finite numbers.
         """
+        with quiet(len(self.sent()[1])):
+            return self._aggregated(server_round, replies)
+
+    def _aggregated(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         idle = self.unchanged()
         if idle is not None:
             return idle

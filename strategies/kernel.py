@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
@@ -34,11 +35,19 @@ so the sums are the same to the last bit."""
 LANE_COLUMNS = 1024
 """Fewest columns worth a lane of their own."""
 
-FEW_ROWS = 16
+FEW_ROWS = 32
 """Float32 rows that are added up before they join a float64 sum."""
 
-WIDE = 65536
-"""Columns of float32 rows that are added up at once: their sum stays in the cache."""
+WIDE_BYTES = 2**28
+"""Float32 rows of fewer bytes are added up before a second thread has begun."""
+
+QUIET_WIDTH = 2**22
+"""Most numbers of a vector that one thread is enough for."""
+
+_intended: ContextVar[int | None] = ContextVar("intended", default=None)
+
+LINE = 16
+"""Float32 numbers in a cache line."""
 
 STRIPS = 5
 """Horizontal strips of a Gram matrix. Each is computed up to its diagonal only: 0.6 of the products."""
@@ -56,6 +65,23 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)  # here, and for threads begun from now on
+
+
+@contextmanager
+def quiet(width: int) -> Iterator[None]:
+    """Keep torch's threads out of what is done with single vectors, [D], where D is small; the kernel still has them.
+
+    They would share a fraction of a millisecond and then turn idly for some more, on cores that clients train on.
+    """
+    if width > QUIET_WIDTH or _intended.get() is not None:
+        yield
+        return
+    token = _intended.set(torch.get_num_threads())
+    try:
+        with one_thread():
+            yield
+    finally:
+        _intended.reset(token)
 
 
 def gram(*parts: Tensor) -> Tensor:
@@ -165,28 +191,33 @@ def _mild(weights: Tensor, parts: Sequence[Tensor]) -> bool:
 def _mean_like(weights: Tensor, width: int, parts: Sequence[Tensor]) -> Tensor:
     """Return the weighted sum of float32 rows whose weights are not negative, [D] float32.
 
-    Row after row, so that the sums of a column do not depend on how columns are divided among threads.
+    Lanes depend on the size alone, and rows begin at the same places of a cache line wherever they lie: so the bits
+    depend neither on the number of threads nor on whose memory the rows are in.
     """
-    factors = weights.tolist()
+    factors = torch.split(weights.detach().float(), [len(part) for part in parts])
     vector = torch.empty(width)
-    rows = [row.detach() for part in parts for row in part]
 
     def fill(columns: slice) -> None:
         total = torch.zeros(columns.stop - columns.start, dtype=torch.float64)
-        few = torch.empty(columns.stop - columns.start)
-        for start in range(0, len(rows), FEW_ROWS):
-            few.zero_()
-            for row, factor in zip(rows[start : start + FEW_ROWS], factors[start : start + FEW_ROWS], strict=True):
-                few.add_(row[columns], alpha=factor)
-            total += few
+        for factor, part in zip(factors, placed, strict=True):
+            for few, rows in zip(torch.split(factor, FEW_ROWS), torch.split(part, FEW_ROWS), strict=True):
+                total += few @ rows[:, columns]
         vector[columns] = total
 
-    with _threads(parts) as each:
-        count = -(-width // WIDE) if width > WIDE else 1
-        cuts = [width * lane // count for lane in range(count + 1)]
+    placed = [part.detach() if part.data_ptr() % (4 * LINE) == 0 else part.detach().clone() for part in parts]
+    size = sum(part.numel() for part in parts)
+    count = LANES if 4 * size > WIDE_BYTES else 1
+    cuts = [*(width // LINE * lane // count * LINE for lane in range(count)), width]
+    with _threads(parts) if count > 1 else _alone() as each:
         for _ in each(fill, [slice(start, stop) for start, stop in pairwise(cuts)]):
             pass
     return vector
+
+
+@contextmanager
+def _alone() -> Iterator[Callable[[Callable[[_Task], _Result], Iterable[_Task]], Iterator[_Result]]]:
+    with one_thread():
+        yield map
 
 
 def _width(parts: Sequence[Tensor]) -> int:
@@ -247,7 +278,7 @@ def _threads(
     Threads of our own with one of torch's each: torch's wait for one another after every product, which takes
     longer than the products on a machine that has other work too.
     """
-    num_threads = torch.get_num_threads()
+    num_threads = _intended.get() or torch.get_num_threads()
     small = 8 * sum(part.numel() for part in parts) <= ALONE_BYTES
     with one_thread():
         if small or num_threads == 1 or parts[0].device.type != "cpu":

@@ -65,7 +65,7 @@ def empty_run() -> Run:
 def give_ids(messages: Iterable[Message]) -> None:
     """Give messages ids, as a SuperLink would; one that has an id keeps it."""
     for message in messages:
-        known = message.metadata.__dict__
+        known = message.__dict__["_metadata"].__dict__
         if not known["_message_id"]:
             known["_message_id"] = f"{_PROCESS}{next(_numbers):016x}"
 
@@ -78,10 +78,10 @@ def to_nodes(content: RecordDict, nodes: Sequence[int], kind: str) -> list[Messa
     if not nodes:
         return []
     first = Message(content, dst_node_id=nodes[0], message_type=kind)
-    sent = [first]
+    sent, metadata = [first], first.metadata
     for node in nodes[1:]:
         other = Message.__new__(Message)
-        other.__dict__.update(first.__dict__, _metadata=_with(first.metadata, _dst_node_id=node))
+        other.__dict__.update(first.__dict__, _metadata=_with(metadata, _dst_node_id=node))
         sent.append(other)
     return sent
 
@@ -90,8 +90,10 @@ def envelopes(messages: Sequence[Message]) -> list[tuple[str, int, int]]:
     """Return for each message its type, the node it is for, and what identifies its content."""
     found = []
     for message in messages:
-        known = message.metadata.__dict__
-        found.append((known["_message_type"], known["_dst_node_id"], id(message.content)))
+        inside = message.__dict__  # the properties look everything up again, for each of many
+        known = inside["_metadata"].__dict__
+        content = inside["_content"] if type(message) is Message else message.content
+        found.append((known["_message_type"], known["_dst_node_id"], id(content)))
     return found
 
 
@@ -158,7 +160,9 @@ class LazyReply(Message):
     def node(self) -> int:
         """The node that answered: `metadata.src_node_id`, without a detour."""
         if self.__dict__["_metadata"] is None:
-            return cast(int, self.__dict__["_reply_to"].metadata.__dict__["_dst_node_id"])
+            asked: Message = self.__dict__["_reply_to"]
+            node: int = asked.__dict__["_metadata"].__dict__["_dst_node_id"]
+            return node
         return self.metadata.src_node_id
 
     @property

@@ -291,24 +291,30 @@ def test_parts_on_a_gpu_are_worked_on_there() -> None:
     np.testing.assert_allclose(sums.cpu().numpy(), weights @ rows, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("width", [1, 1000, 70_000, 140_001])
-def test_a_mean_of_float32_rows_is_exact_to_their_rounding_and_depends_on_no_threads(
-    width: int, threads: int
+@pytest.mark.parametrize("wide_bytes", [0, kernel.WIDE_BYTES])
+@pytest.mark.parametrize("width", [1, 17, 1000, 140_001])
+def test_a_mean_of_float32_rows_is_exact_to_their_rounding_whoever_sums_and_wherever_they_lie(
+    width: int, wide_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kernel, "WIDE_BYTES", wide_bytes)
+    monkeypatch.setattr(kernel, "ALONE_BYTES", 0)
     generator = torch.Generator().manual_seed(width)
-    parts = [torch.randn(count, width, generator=generator) for count in (40, 0, 13)]
-    weights = torch.rand(53, generator=generator, dtype=torch.float64)
+    parts = [torch.randn(count, width, generator=generator) for count in (70, 0, 13)]
+    weights = torch.rand(83, generator=generator, dtype=torch.float64)
     weights[::7] = 0.0
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = combine(weights, *parts)
-    finally:
-        torch.set_num_threads(before)
+    found = combine(weights, *parts)
     exact = weights @ torch.cat(parts).double()
     # A float32 sum of few rows errs by few units in the last place of the terms, not of the result.
     scale = weights @ torch.cat(parts).double().abs()
     assert ((found - exact).abs() <= 4 * torch.finfo(torch.float32).eps * scale).all()
     assert found.dtype == torch.float32
-    assert torch.equal(found, combine(weights, torch.cat(parts)))
+    elsewhere = [torch.empty(part.numel() + 3)[3:].view_as(part).copy_(part) for part in parts]
+    assert any(part.data_ptr() % 64 for part in elsewhere)
+    assert torch.equal(found, combine(weights, *elsewhere))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(found, combine(weights, *parts))
+    finally:
+        torch.set_num_threads(before)
