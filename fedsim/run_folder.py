@@ -5,6 +5,7 @@ manifest.json       who owns what, with a hash      partition.svg      a figure 
 clients.parquet     round x client: every number    rounds.parquet     one row per round
 summary.json        the fairness block              model.safetensors  the final model
 log.txt             what happened                   report.html        all of it, to look at
+profile.json        where the time went
 checkpoint/         until the run is finished: what `resume` goes on from (fedsim/resume.py)
 """
 

@@ -69,7 +69,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def quiet(width: int) -> Iterator[None]:
-    """Keep torch's threads out of what is done with single vectors, [D], where D is small; the kernel still has them.
+    """Keep torch's threads out of what is done with single small vectors, [D]; the kernel still has them.
 
     They would share a fraction of a millisecond and then turn idly for some more, on cores that clients train on.
     """

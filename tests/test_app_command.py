@@ -359,7 +359,8 @@ def stock_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
         "PYTHONPATH": str(HOME),
         "OMP_NUM_THREADS": "1",
     }
-    return {**os.environ, **own}
+    # Without the last one Flower joins whatever Ray somebody has on this machine.
+    return {**os.environ, **own, "RAY_ADDRESS": "local"}
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ MEASURES = {
 REQUIRED = {"scenario", "strategy", "seed", "rounds", "partition_sha256", "model_sha256", "fairness", "seconds"}
 FILES = {
     "scenario.toml", "environment.json", "manifest.json", "partition.svg", "clients.parquet", "rounds.parquet",
-    "summary.json", "model.safetensors", "log.txt", "report.html",
+    "summary.json", "model.safetensors", "log.txt", "report.html", "profile.json",
 }  # fmt: skip
 SCENARIO: Scenario = scenario_of("adafed", rounds=5, evaluation={"every": 2})
 

@@ -127,7 +127,7 @@ def prepare_environment(home: str) -> None:
     for name, value in {**SETTINGS, "FLWR_HOME": home}.items():
         os.environ.setdefault(name, value)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ.pop("RAY_ADDRESS", None)  # a cluster that runs elsewhere is not what is measured
+    os.environ["RAY_ADDRESS"] = "local"  # a cluster that somebody else has is not what is measured
 
 
 def machine() -> str:

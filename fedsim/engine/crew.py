@@ -204,7 +204,15 @@ class RayCrew:
 
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
-        for place in map(_place, self.members):
+        places = [_place(member) for member in self.members]
+        for place in places:
+            self._kill(place)
+        # Whom Ray was asked to end it writes no obituary for, if it is given the time.
+        going = {place.process for place in places if place.process is not None}
+        deadline = time.monotonic() + FAREWELL_S
+        while going and time.monotonic() < deadline:
+            going.difference_update(wait(list(going), deadline - time.monotonic()))
+        for place in places:
             self._part(place)
         self.members = []
         self._exits.close()
@@ -244,6 +252,10 @@ class RayCrew:
         _end(place)
         _hang_up(place)
         place.up = False
+        self._kill(place)
+
+    def _kill(self, place: Place) -> None:
+        """Ask Ray to end whoever has a place."""
         if place.actor is not None and ray.is_initialized():
             with contextlib.suppress(Exception):
                 ray.kill(place.actor)
