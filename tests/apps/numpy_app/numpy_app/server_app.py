@@ -28,7 +28,8 @@ class Ordered(FedAvg):
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a few rounds and leave what came out."""
-    result = Ordered(min_available_nodes=4).start(
+    # All three: while nodes are still joining, Flower draws the least number that it may.
+    result = Ordered(min_train_nodes=4, min_evaluate_nodes=4, min_available_nodes=4).start(
         grid,
         ArrayRecord(initial_weights()),
         num_rounds=context.run_config["num-server-rounds"],
