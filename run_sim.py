@@ -60,8 +60,10 @@ def run(
     ] = False,
 ) -> None:
     """Run a scenario and leave a run folder with every number and a report."""
+    from fedsim import interrupt
     from fedsim.simulation import simulate
 
+    interrupt.install()
     _set_data(data)
     folder = simulate(scenario, changes or [], out, profile=profile)
     typer.echo(f"report: {folder / 'report.html'}")
@@ -75,8 +77,10 @@ def resume(
     data: DataOption = None,
 ) -> None:
     """Go on with a run that was killed, interrupted or stopped by a failure."""
+    from fedsim import interrupt
     from fedsim.simulation import resume as go_on
 
+    interrupt.install()
     _set_data(data)
     go_on(folder, changes or [])
     typer.echo(f"report: {folder / 'report.html'}")

@@ -25,6 +25,7 @@ from fedsim.engine import open_grid
 from fedsim.errors import DataError, FedSimError
 from fedsim.fairness import fairness_block
 from fedsim.federation import Federation
+from fedsim.interrupt import heed
 from fedsim.lock import RunLock
 from fedsim.profile import tables
 from fedsim.resume import Saved, refuse_changes, state_file, states_folder
@@ -160,7 +161,7 @@ def _carry_out(
         _progress(console, scenario.rounds) as show,
     ):
         try:
-            summary = conduct(scenario, federation, grid, folder, callbacks=[show], lock=lock, saved=saved)
+            summary = conduct(scenario, federation, grid, folder, callbacks=[show, heed], lock=lock, saved=saved)
         except (FedSimError, KeyboardInterrupt):
             if folder.is_dir():
                 console.print(f"what was reached is in {folder}", highlight=False, soft_wrap=True)
