@@ -23,8 +23,12 @@ class Stopwatch:
     def __init__(self) -> None:
         self._seconds = {"train": 0.0, "aggregate": 0.0, "evaluate": 0.0, "report": 0.0}
         self._rounds = 0
-        self._began = time.perf_counter()
+        self._began = self._ready = time.perf_counter()
         self._first: float | None = None
+
+    def ready(self) -> None:
+        """Note that data are read, workers are up and the first round begins."""
+        self._ready = time.perf_counter()
 
     def around(self, callback: Callback) -> Callback:
         """Return a callback whose time counts as "report"."""
@@ -48,19 +52,19 @@ class Stopwatch:
         """Return everything as plain data.
 
         Returns:
-            seconds: Phase -> seconds of all rounds: train and evaluate, waiting included; aggregate; report
-                (tables, checkpoints, progress); of train and evaluate dispatch (requests divided, packed, sent),
-                wait (nobody here had anything to do) and transfer (answers read and put together); first, from the
-                start of the run to the end of its first round; total.
+            seconds: Phase -> seconds: start (data, workers), until the first round begins; then, of all rounds,
+                train and evaluate, waiting included, aggregate, report (tables, checkpoints, progress); of train
+                and evaluate dispatch (requests divided, packed, sent), wait (nobody here had anything to do) and
+                transfer (answers read and put together); first, from the start to the end of the first round; total.
             rounds: Rounds of training.
-            workers: For each worker its name, node and process, seconds busy and in transfer, the share of the run
-                it was busy, clients answered, restarts.
+            workers: For each worker its name, node and process, seconds busy and in transfer, the share of the
+                rounds' time it was busy, clients answered, restarts.
         """
-        total = time.perf_counter() - self._began
+        total, rounds = (time.perf_counter() - since for since in (self._began, self._ready))
         parts = {"dispatch": usage.dispatch_s, "wait": usage.wait_s, "transfer": usage.transfer_s}
-        workers = [{**vars(worker), "busy_share": worker.busy_s / total} for worker in usage.workers]
+        workers = [{**vars(worker), "busy_share": worker.busy_s / rounds} for worker in usage.workers]
         return {
-            "seconds": {**self._seconds, **parts, "first": self._first, "total": total},
+            "seconds": {"start": total - rounds, **self._seconds, **parts, "first": self._first, "total": total},
             "rounds": self._rounds,
             "workers": workers,
         }
@@ -82,8 +86,9 @@ def tables(folder: Path) -> list[Table]:
     phases = Table(title="where the time went", title_justify="left")
     for title in ("phase", "s", "ms a round", "%"):
         phases.add_column(title, justify="left" if title == "phase" else "right")
-    known = sum(seconds[phase] for phase in ("train", "evaluate", "aggregate", "report"))
+    known = sum(seconds[phase] for phase in ("start", "train", "evaluate", "aggregate", "report"))
     rows = [
+        ("start: data, workers", seconds["start"]),
         ("train", seconds["train"]),
         ("evaluate", seconds["evaluate"]),
         ("  of both: dispatch", seconds["dispatch"]),
@@ -91,13 +96,12 @@ def tables(folder: Path) -> list[Table]:
         ("  of both: transfer", seconds["transfer"]),
         ("aggregate", seconds["aggregate"]),
         ("report", seconds["report"]),
-        ("start, and the rest", seconds["total"] - known),
+        ("the rest", seconds["total"] - known),
         ("total", seconds["total"]),
     ]
     for name, value in rows:
-        phases.add_row(
-            name, f"{value:.2f}", f"{1000 * value / rounds:.1f}", f"{100 * value / seconds['total']:.0f}"
-        )
+        each = "" if name.startswith(("start", "total")) else f"{1000 * value / rounds:.1f}"
+        phases.add_row(name, f"{value:.2f}", each, f"{100 * value / seconds['total']:.0f}")
     workers = Table(title="how busy each worker was", title_justify="left")
     for title in ("worker", "node", "process", "busy s", "busy %", "transfer s", "answers", "restarts"):
         workers.add_column(title, justify="left" if title in ("worker", "node") else "right")

@@ -56,6 +56,7 @@ def conduct(
     callbacks: Sequence[Callback] = (),
     lock: RunLock | None = None,
     saved: Saved | None = None,
+    watch: Stopwatch | None = None,
 ) -> dict[str, Any]:
     """Run a scenario over a grid and leave a run folder, whatever happens after the first round.
 
@@ -67,6 +68,7 @@ def conduct(
         callbacks: Told about every round, after the run folder.
         lock: Held by the caller, on the folder of a run that is taken up; None makes a new run.
         saved: The checkpoint to go on from; None begins with round 0.
+        watch: Has run since the caller began; None begins now.
 
     Returns:
         The summary.
@@ -75,12 +77,14 @@ def conduct(
         FedSimError: The run cannot go on; the folder holds what was reached.
         KeyboardInterrupt: Passed on after the folder is written.
     """
+    watch = watch or Stopwatch()
     if lock is None:
         refuse_used(folder)
         with RunLock(folder):
-            return _conduct(scenario, federation, grid, RunFolder(folder, scenario, federation), callbacks, None)
+            run = RunFolder(folder, scenario, federation)
+            return _conduct(scenario, federation, grid, run, callbacks, None, watch)
     run = RunFolder(folder, scenario, federation, saved.position if saved is not None else {})
-    return _conduct(scenario, federation, grid, run, callbacks, saved)
+    return _conduct(scenario, federation, grid, run, callbacks, saved, watch)
 
 
 def _conduct(
@@ -90,6 +94,7 @@ def _conduct(
     run: RunFolder,
     callbacks: Sequence[Callback],
     saved: Saved | None,
+    watch: Stopwatch,
 ) -> dict[str, Any]:
     folder = run.path
     with _log_file(folder / "log.txt"):
@@ -99,7 +104,6 @@ def _conduct(
         for note in run.changes():
             log.warning("%s", note)
         status, reason = "failed", None
-        watch = Stopwatch()
         try:
             save_partition_figure(folder)
             _rounds(scenario, federation, grid, run, callbacks, saved, watch)
@@ -117,24 +121,19 @@ def _conduct(
             log.exception("the run failed")
             raise
         finally:
-            if isinstance(grid, BlockGrid):
-                _note_usage(folder, watch.found(grid.usage()))
-            _leave(run, status, reason)
+            _leave(run, status, reason, watch.found(grid.usage()) if isinstance(grid, BlockGrid) else None)
     return run.summary
 
 
-def _note_usage(folder: Path, found: dict[str, Any]) -> None:
-    """Write down where the time went and what each worker did."""
-    for line in lines(found):
-        log.info("%s", line)
-    (folder / PROFILE).write_text(json.dumps(found, indent=2), encoding="utf-8")
-
-
-def _leave(run: RunFolder, status: str, reason: str | None) -> None:
+def _leave(run: RunFolder, status: str, reason: str | None, used: dict[str, Any] | None) -> None:
     """Write what was reached; trouble with that must not hide why a run ended."""
     try:
         summary = run.close(status, reason)
         write_report(run.path)
+        if used is not None:
+            (run.path / PROFILE).write_text(json.dumps(used, indent=2), encoding="utf-8")
+            for line in lines(used):
+                log.info("%s", line)
         log.info("%s after %d rounds", status, summary["rounds"])
         if status == "finished":
             run.clear()
@@ -237,6 +236,7 @@ def _rounds(
     else:
         initial, served = pack_arrays(initial_weights(scenario, federation)), None
     run.started(served)
+    watch.ready()
     run_rounds(
         strategy,
         grid,

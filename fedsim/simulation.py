@@ -27,7 +27,7 @@ from fedsim.fairness import fairness_block
 from fedsim.federation import Federation
 from fedsim.interrupt import heed
 from fedsim.lock import RunLock
-from fedsim.profile import tables
+from fedsim.profile import Stopwatch, tables
 from fedsim.resume import Saved, refuse_changes, state_file, states_folder
 from fedsim.rounds import Callback, Round
 from fedsim.run_folder import CHECKPOINT, default_folder, refuse_used
@@ -152,6 +152,7 @@ def _carry_out(
     lock: RunLock | None = None,
     saved: Saved | None = None,
 ) -> Path:
+    watch = Stopwatch()
     device = "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu"
     app = LocalApp(scenario, federation, device)
     app.check()
@@ -161,7 +162,9 @@ def _carry_out(
         _progress(console, scenario.rounds) as show,
     ):
         try:
-            summary = conduct(scenario, federation, grid, folder, callbacks=[show, heed], lock=lock, saved=saved)
+            summary = conduct(
+                scenario, federation, grid, folder, callbacks=[show, heed], lock=lock, saved=saved, watch=watch
+            )
         except (FedSimError, KeyboardInterrupt):
             if folder.is_dir():
                 console.print(f"what was reached is in {folder}", highlight=False, soft_wrap=True)
