@@ -55,7 +55,7 @@ class Stopwatch:
             seconds: Phase -> seconds: start (data, workers), until the first round begins; then, of all rounds,
                 train and evaluate, waiting included, aggregate, report (tables, checkpoints, progress); of train
                 and evaluate dispatch (requests divided, packed, sent), wait (nobody here had anything to do) and
-                transfer (answers read and put together); first, from the start to the end of the first round; total.
+                transfer (answers read and put together); first, from the start to the end of round 0; total.
             rounds: Rounds of training.
             workers: For each worker its name, node and process, seconds busy and in transfer, the share of the
                 rounds' time it was busy, clients answered, restarts.
@@ -103,7 +103,7 @@ def tables(folder: Path) -> list[Table]:
         each = "" if name.startswith(("start", "total")) else f"{1000 * value / rounds:.1f}"
         phases.add_row(name, f"{value:.2f}", each, f"{100 * value / seconds['total']:.0f}")
     workers = Table(title="how busy each worker was", title_justify="left")
-    for title in ("worker", "node", "process", "busy s", "busy %", "transfer s", "answers", "restarts"):
+    for title in ("worker", "node", "process", "busy s", "busy %", "answers", "restarts"):
         workers.add_column(title, justify="left" if title in ("worker", "node") else "right")
     for worker in found["workers"]:
         workers.add_row(
@@ -112,7 +112,6 @@ def tables(folder: Path) -> list[Table]:
             str(worker["pid"]),
             f"{worker['busy_s']:.2f}",
             f"{100 * worker['busy_share']:.0f}",
-            f"{worker['transfer_s']:.2f}",
             str(worker["answered"]),
             str(worker["restarts"]),
         )

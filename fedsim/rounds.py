@@ -17,7 +17,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.averages import Average
-from fedsim.errors import RoundError
+from fedsim.engine.task import Patience
+from fedsim.errors import FedSimError, RoundError
 from fedsim.parameters import Layout
 from fedsim.system.plan import Plan
 from fedsim.wire import EXAMPLES, Answer, pack_arrays, read, unpack_arrays
@@ -166,7 +167,7 @@ class _Loop:
         did = getattr(self._strategy, "last", None) if number > 0 else None
         evaluation = self._evaluation(number, served) if evaluates else None
         if self._ahead and not last:
-            self._begun = self._begin(number + 1, arrays)
+            self._begun = self._begin_ahead(number + 1, arrays)
         central = self._central(number, served) if evaluates and self._central else {}
         evaluated = evaluation() if evaluation is not None else []
         if evaluates:
@@ -207,9 +208,21 @@ class _Loop:
             clients=states.index() if states is not None else None,
         )
 
-    def _begin(self, number: int, arrays: ArrayRecord) -> Callable[[], list[Message]]:
+    def _begin(self, number: int, arrays: ArrayRecord, *, ahead: bool = False) -> Callable[[], list[Message]]:
         """Ask this round's clients to train; return what waits for their replies."""
-        return self._send(self._strategy.configure_train(number, arrays, ConfigRecord(), self._grid))
+        return self._send(self._strategy.configure_train(number, arrays, ConfigRecord(), self._grid), ahead=ahead)
+
+    def _begin_ahead(self, number: int, arrays: ArrayRecord) -> Callable[[], list[Message]]:
+        """Do the same while the round before is not over; what that one has found outlives a failure here."""
+        try:
+            return self._begin(number, arrays, ahead=True)
+        except FedSimError as error:
+            found = error
+
+        def fail() -> list[Message]:
+            raise found
+
+        return fail
 
     def _train(self, number: int, arrays: ArrayRecord, clock: _Clock) -> tuple[list[Message], ArrayRecord]:
         replies = (self._begun or self._begin(number, arrays))()
@@ -232,13 +245,14 @@ class _Loop:
         """Ask the clients to evaluate; return what waits for their replies."""
         return self._send(self._strategy.configure_evaluate(number, arrays, ConfigRecord(), self._grid))
 
-    def _send(self, messages: Iterable[Message]) -> Callable[[], list[Message]]:
+    def _send(self, messages: Iterable[Message], *, ahead: bool = False) -> Callable[[], list[Message]]:
         sent = list(messages)
         if not sent:
             return list
         if self._ahead:
-            found: Callable[[], list[Message]] = cast(Any, self._grid).submit(sent, timeout=self._timeout).replies
-            return found
+            patience = Patience.BEHIND if ahead else Patience.FAIR
+            submitted = cast(Any, self._grid).submit(sent, timeout=self._timeout, patience=patience)
+            return cast(Callable[[], list[Message]], submitted.replies)
         return lambda: list(self._grid.send_and_receive(sent, timeout=self._timeout))
 
 

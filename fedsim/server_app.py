@@ -205,9 +205,10 @@ def strategy_of(
         "max_failures": scenario.engine.max_failures,
         "system": None if federation is None else system_of(scenario, federation),
     }
+    timeout = scenario.engine.timeout_s
     if isinstance(scenario.strategy, StockOptions):
-        return StockStrategy(scenario.strategy, **settings)
-    return RuleStrategy(scenario.strategy, **settings)
+        return StockStrategy(scenario.strategy, timeout=timeout, **settings)
+    return RuleStrategy(scenario.strategy, timeout=timeout, **settings)
 
 
 def _rounds(

@@ -97,7 +97,7 @@ class Block:
         numbers: dict[str, NDArray[np.float64]] = {}
         errors: dict[int, str] = {}
         theta, layout = None, None
-        for places, part in parts:
+        for places, part in sorted(parts, key=lambda pair: min(pair[0], default=0)):  # whoever came first
             rows = list(places)
             for place, client in zip(rows, part.clients, strict=True):
                 clients[place] = client

@@ -41,6 +41,7 @@ class StockStrategy(SeededStrategy):
         options: Which, and its options.
         server_lr: Learning rate of the rule of ours that a wrapper wraps; None takes the rule's default.
         server_lr_decay: Factor on server_lr after each round.
+        timeout: Seconds to wait for the losses of a line search's trial; None waits without end.
         settings: Those of `SeededStrategy`: clients_per_round, fraction_train, min_available_nodes, seed,
             max_failures.
 
@@ -54,12 +55,14 @@ class StockStrategy(SeededStrategy):
         *,
         server_lr: float | None = None,
         server_lr_decay: float = 1.0,
+        timeout: float | None = None,
         **settings: Any,
     ) -> None:
         needs, wants = options.reports()
         super().__init__(options.plugin_name, needs, wants, **settings)
         self.options = options
-        self._settings = {"server_lr": server_lr, "server_lr_decay": server_lr_decay, **settings}
+        inside = {"server_lr": server_lr, "server_lr_decay": server_lr_decay, "timeout": timeout}
+        self._settings = {**inside, **settings}
         with flower_log():
             self.inner = self._made()
         self._start = _numbers(self.inner)

@@ -256,7 +256,7 @@ class TestMachine:
             "export FLWR_TELEMETRY_ENABLED=0",
         )
         joined = next(machine.environment({**quiet, "RAY_ADDRESS": "10.0.0.1:6379"}))
-        assert (joined.level, "joins that Ray" in joined.found) == ("warn", True)
+        assert (joined.level, "starts a Ray of its own" in joined.found) == ("warn", True)
         assert only(machine.environment({})).level == "ok"
 
     def test_a_flower_home_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,9 +207,9 @@ def test_the_timeout_reaches_the_grid() -> None:
     class Timed(LocalGrid):
         given: list[float | None]
 
-        def submit(self, messages: Any, *, timeout: float | None = None) -> Submitted:
+        def submit(self, messages: Any, *, timeout: float | None = None, **more: Any) -> Submitted:
             self.given.append(timeout)
-            return super().submit(messages, timeout=timeout)
+            return super().submit(messages, timeout=timeout, **more)
 
     grid = Timed(WithLoss(2))
     for timeout in (12.5, None):
@@ -226,10 +226,10 @@ class Watched(LocalGrid):
         super().__init__(app)
         self.asked: list[str] = []
 
-    def submit(self, messages: Any, *, timeout: float | None = None) -> Submitted:
+    def submit(self, messages: Any, **more: Any) -> Submitted:
         sent = list(messages)
         self.asked.append(sent[0].metadata.message_type)
-        return super().submit(sent, timeout=timeout)
+        return super().submit(sent, **more)
 
 
 def test_the_next_round_is_on_its_way_before_the_last_one_is_written_down() -> None:
@@ -245,6 +245,25 @@ def test_the_next_round_is_on_its_way_before_the_last_one_is_written_down() -> N
     )
     assert [asked[-1] for asked in at] == ["train", "train", "train", "evaluate"]
     assert grid.asked == ["evaluate", "train", "train", "evaluate", "train", "evaluate"]
+
+
+def test_a_round_that_cannot_begin_costs_nothing_of_the_one_before() -> None:
+    class Short(RuleStrategy):
+        def configure_train(self, server_round: int, *rest: Any) -> Any:
+            if server_round == 3:
+                raise RoundError("round 3: nobody is left")
+            return super().configure_train(server_round, *rest)
+
+    seen = Recorder()
+    with pytest.raises(RoundError, match="round 3: nobody is left"):
+        run_rounds(
+            Short(OurFedAvg()),
+            LocalGrid(WithLoss(3)),
+            pack_arrays({"w": np.zeros(2, np.float32)}),
+            num_rounds=5,
+            callbacks=[seen],
+        )
+    assert [finished.number for finished in seen.rounds] == [0, 1, 2]
 
 
 def test_a_strategy_that_may_look_back_is_never_ahead() -> None:

@@ -57,8 +57,8 @@ def environment(values: Mapping[str, str] | None = None) -> Iterator[Finding]:
         yield Finding(
             "environment",
             "warn",
-            f"RAY_ADDRESS={address}: a run joins that Ray instead of starting its own",
-            "unset RAY_ADDRESS to run on this machine",
+            f"RAY_ADDRESS={address}: fedsim starts a Ray of its own all the same, other programs join that one",
+            "set engine.address to use that cluster",
         )
     unset = [name for name in _ONLINE if name not in values]
     if unset and not online:

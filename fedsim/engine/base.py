@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from fedsim.engine import flower
 from fedsim.engine.flower import Run
 from fedsim.engine.states import State, States, read_states
-from fedsim.engine.task import BlockApp, Task
+from fedsim.engine.task import BlockApp, Patience, Task
 from fedsim.engine.usage import Usage
 from fedsim.errors import EngineError
 from fedsim.wire import Block
@@ -57,7 +57,8 @@ class BlockGrid(Grid):
         self._app = app
         self._run = flower.empty_run()
         self._open: dict[str, tuple[Task, Message, int]] = {}
-        self._uncollected: list[Task] = []
+        # Client -> tasks after which it keeps something that nobody has looked at yet, in their order.
+        self._keepers: dict[int, list[Task]] = {}
         self.states = States() if states is None else states
 
     @abstractmethod
@@ -150,8 +151,19 @@ class BlockGrid(Grid):
         """
         return self.submit(messages, timeout=timeout).replies()
 
-    def submit(self, messages: Iterable[Message], *, timeout: float | None = None) -> Submitted:
+    def submit(
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        patience: Patience = Patience.STRICT,
+    ) -> Submitted:
         """Send messages on their way without waiting for the answers.
+
+        Args:
+            messages: To any nodes.
+            timeout: Seconds the clients have; None for as many as they like.
+            patience: What that means.
 
         Raises:
             EngineError: A message is for no client.
@@ -165,9 +177,13 @@ class BlockGrid(Grid):
             members = tuple(clients[place] for place in group)
             content = sent[group[0]].content
             keeps, reads = self._app.keeps_state(kind), self._app.reads_state(kind)
-            task = Task(kind, content, members, keeps, keeps or reads, timeout)
-            task.after = tuple(other for other in self._uncollected if task.needs(other))
-            self._uncollected.append(task)
+            task = Task(kind, content, members, keeps, keeps or reads, timeout, patience)
+            if task.reads:
+                before = (other for client in members for other in self._keepers.get(client, ()))
+                task.after = tuple(sorted(dict.fromkeys(before), key=lambda other: other.serial))
+            if keeps:
+                for client in members:
+                    self._keepers.setdefault(client, []).append(task)
             tasks.update(dict.fromkeys(group, task))
             self.start(task)
         return Submitted(self, sent, [(tasks[place], client) for place, client in enumerate(clients)])
@@ -190,22 +206,30 @@ class BlockGrid(Grid):
         newer: dict[int, str] = {}
         for other in task.after:
             newer |= other.kept
+        task.after = ()  # they hold their answers
         return [newer[c] if c in newer else self.states.slip(c) for c in task.clients]
 
     def _take(self, tasks: Sequence[Task]) -> None:
         """Let clients keep what they keep, unless one of the tasks came to nothing as a whole."""
         tasks = [task for task in dict.fromkeys(tasks) if not task.collected]
-        for task in tasks:
-            task.collected = True
-            self._uncollected.remove(task)
-        for task in tasks:
-            if task.error is not None:
-                raise task.error
+        error = next((task.error for task in tasks if task.error is not None), None)
         for task in sorted(tasks, key=lambda task: task.serial):
-            self.states.update(task.kept)
-            # What an earlier task left, should somebody look at it yet, is no longer what these clients keep.
-            for earlier in (other for other in self._uncollected if other.serial < task.serial):
-                earlier.kept = {client: slip for client, slip in earlier.kept.items() if client not in task.kept}
+            task.collected = True
+            if not task.keeps:
+                continue
+            for client in task.clients:
+                waiting = self._keepers[client]
+                if error is None and client in task.kept:
+                    # What an earlier task left, should somebody look at it yet, is out of date.
+                    for earlier in waiting[: waiting.index(task)]:
+                        earlier.kept.pop(client, None)
+                waiting.remove(task)
+                if not waiting:
+                    del self._keepers[client]
+            if error is None:
+                self.states.update(task.kept)
+        if error is not None:
+            raise error
 
     def _client_of(self, node: int) -> int:
         if not 1 <= node <= self._app.num_clients:

@@ -10,7 +10,6 @@ import contextlib
 import mmap
 import os
 import pickle
-import shutil
 import tempfile
 import uuid
 import weakref
@@ -25,6 +24,7 @@ import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
+from fedsim.engine.scratch import OwnedFile, clean
 from fedsim.errors import EngineError
 
 FOLDERS = (Path("/dev/shm"), Path(tempfile.gettempdir()))
@@ -37,9 +37,6 @@ PAGE = 4096
 
 MAPS = 4
 """Boards that a worker keeps mapped: the grid has about two in turn."""
-
-PREFIX = "fedsim-"
-"""A board's file is named by it and by the process that made it."""
 
 Floats = NDArray[np.float32]
 
@@ -78,17 +75,15 @@ class Board:
         free = os.statvfs(folder)
         if size > SHARE * free.f_bavail * free.f_frsize:
             raise OSError(f"{folder} has no room for {size} bytes")
-        handle, self.path = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
+        self._owned = OwnedFile(folder)
+        self.path, handle = self._owned.path, self._owned.handle
         try:
             os.posix_fallocate(handle, 0, size)  # a full folder must be an error here, not a signal later
             self._map = mmap.mmap(handle, size)
         except BaseException:
-            Path(self.path).unlink()
+            self._owned.close()
             raise
-        finally:
-            os.close(handle)
         self.size = size
-        self._finalizer = weakref.finalize(self, _forget, self.path)
 
     def post(self, request: bytes, shape: tuple[int, int]) -> Note:
         """Write a request down and say where the rows go."""
@@ -102,7 +97,7 @@ class Board:
 
     def close(self) -> None:
         """Remove the file; what is mapped stays readable for those who have it."""
-        self._finalizer()
+        self._owned.close()
 
 
 @dataclass
@@ -113,10 +108,7 @@ class Boards:
 
     def __post_init__(self) -> None:
         """Remove what processes that were killed left behind."""
-        for file in (file for folder in FOLDERS for file in folder.glob(f"{PREFIX}*-*")):
-            maker = file.name.removeprefix(PREFIX).partition("-")[0]
-            if maker.isdigit() and not _runs(int(maker)):
-                _forget(str(file))
+        clean(FOLDERS)
 
     def take(self, request: int, shape: tuple[int, int]) -> Board:
         """Return a free board with room for a request and rows.
@@ -194,16 +186,6 @@ def _begin(request: int) -> int:
     return -(-request // PAGE) * PAGE
 
 
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True
-
-
 class Probe:
     """Files that hold a token, to find out who can read them: boards' folders and others.
 
@@ -213,18 +195,18 @@ class Probe:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.token = uuid.uuid4().hex
-        self.paths: list[str] = []
+        self._files: list[OwnedFile] = []
         for folder in (*FOLDERS, *folders):
             with contextlib.suppress(OSError):
-                handle, path = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
-                self.paths.append(path)
-                with os.fdopen(handle, "w") as file:
-                    file.write(self.token)
+                file = OwnedFile(folder)
+                self._files.append(file)
+                os.write(file.handle, self.token.encode())
+        self.paths = [file.path for file in self._files]
 
     def close(self) -> None:
         """Remove the files."""
-        for path in self.paths:
-            _forget(path)
+        for file in self._files:
+            file.close()
 
 
 def readable(paths: Sequence[str], token: str) -> bool:
@@ -233,10 +215,3 @@ def readable(paths: Sequence[str], token: str) -> bool:
         return bool(paths) and all(Path(path).read_text() == token for path in paths)
     except (OSError, UnicodeDecodeError):
         return False
-
-
-def _forget(path: str) -> None:
-    if Path(path).is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        Path(path).unlink()

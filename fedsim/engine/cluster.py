@@ -28,6 +28,9 @@ WORKER_ENV = {
     "FLWR_TELEMETRY_ENABLED": "0",
 }
 
+MOST_WORDS = 300
+"""Letters of what Ray says that are passed on."""
+
 REACH_S = 10.0
 """Seconds in which a cluster's address must take a connection: Ray itself goes on trying for minutes."""
 
@@ -54,24 +57,27 @@ def count_workers(settings: EngineSettings) -> int:
     Raises:
         EngineError: There is no room for as many as were asked for.
     """
-    cluster: Any = ray.cluster_resources  # untyped
-    resources = cluster()
-    if settings.gpus_per_worker == 0:
-        room = int(resources.get("CPU", 0))
-        wanted = settings.workers or max(1, room)
-        if wanted > room:
-            raise EngineError(f"engine.workers: the running Ray has {room} CPUs, got {wanted} workers")
-        return wanted
-    num_gpus = resources.get("GPU", 0)
-    share = settings.gpus_per_worker
-    # A share lies on one GPU: two of 0.4 leave a rest on each that is no use.
-    room = int(num_gpus) * int(1 / share + 1e-9) if share < 1 else int(num_gpus / share + 1e-9)
-    if (settings.workers is not None and settings.workers > room) or room == 0:
+    wants = {"CPU": 1.0, "GPU": settings.gpus_per_worker}
+    if settings.memory_per_worker_mb is not None:
+        wants["memory"] = settings.memory_per_worker_mb * 2**20
+    wants = {name: each for name, each in wants.items() if each > 0}
+    nodes: Any = ray.nodes  # untyped
+    alive = [node["Resources"] for node in nodes() if node["Alive"]]
+    room = sum(min(_fits(node.get(name, 0.0), each) for name, each in wants.items()) for node in alive)
+    wanted = settings.workers or max(1, room)
+    if wanted > room:
+        have = ", ".join(f"{sum(node.get(name, 0.0) for node in alive):g} {name}" for name in wants)
+        each = ", ".join(f"{amount:g} {name}" for name, amount in wants.items())
         raise EngineError(
-            f"engine.workers: {num_gpus:g} GPU(s) have room for {room} workers of {share:g}, got "
-            f"{settings.workers or 1}"
+            f"engine.workers: the running Ray has room for {room} workers of {each} each, on {len(alive)} nodes "
+            f"with {have} in all, got {wanted} workers"
         )
-    return settings.workers or room
+    return wanted
+
+
+def _fits(amount: float, each: float) -> int:
+    """Return how many shares there are; one of a GPU lies on one GPU: two of 0.4 leave a rest on each."""
+    return int(amount) * int(1 / each + 1e-9) if each < 1 else int(amount / each + 1e-9)
 
 
 def _worker_env(settings: EngineSettings) -> dict[str, str]:
@@ -145,6 +151,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return the last line that says something."""
+    """Return the last line that says something; Ray's are cut where they begin to guess."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    said = lines[-1] if lines else type(error).__name__
+    said = said.partition(" Some common causes include")[0]
+    return said if len(said) <= MOST_WORDS else f"{said[:MOST_WORDS]}..."

@@ -13,23 +13,22 @@ import os
 import signal
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
 from fedsim.engine.board import PAGE, Board, Probe
 from fedsim.engine.cluster import actor_class, cause_of, count_workers, start_ray
 from fedsim.engine.desk import IDLE
 from fedsim.engine.jobs import Answered, Died, Done, Job, Member
+from fedsim.engine.scratch import OwnedFolder
 from fedsim.engine.states import States, read_states, write_states
 from fedsim.engine.task import BlockApp, Task
 from fedsim.engine.worker import Hello, Worker
@@ -40,6 +39,9 @@ if TYPE_CHECKING:
 
 START_S = 300.0
 """Seconds that a worker may take to import PyTorch and answer."""
+
+LATECOMERS_S = 60.0
+"""Seconds that a run waits for the other workers when the first is up."""
 
 STILLBORN = 3
 """Workers in a row that may die before they are ready."""
@@ -112,8 +114,7 @@ class RayCrew:
                 place = Place(number)
                 self.members.append(place)
                 self._launch(place)
-            while not all(member.up for member in self.members):
-                self.events(START_S)
+            self._gather()
         except RayError as error:
             self.close()
             raise EngineError(f"engine: the Ray workers cannot start: {cause_of(error)}") from error
@@ -131,7 +132,10 @@ class RayCrew:
                 _end(place)
             return
         if self._stored is None or self._stored[0] is not task:
-            self._stored = task, ray.put(task.content)
+            try:
+                self._stored = task, ray.put(task.content)
+            except Exception as error:  # its store, or the disk behind it, is full
+                raise EngineError(f"engine: Ray cannot take a request: {cause_of(error)}") from error
         if job.states:
             job = _with_states(job, self._states)
         call = place.actor.run.remote(replace(job, request=None), self._stored[1])
@@ -199,8 +203,18 @@ class RayCrew:
             place.since = time.monotonic()
             assert place.hello is not None
             self._greet(place, place.hello)
-        while not all(place.up for place in places):
-            self.events(START_S)
+        self._gather()
+
+    def _gather(self) -> None:
+        """Wait for the workers; once one is up, for the others a while: who comes later is welcome later."""
+        first: float | None = None
+        while not all(member.up for member in self.members):
+            up = any(member.up for member in self.members)
+            first = (first or time.monotonic()) if up else None
+            if first is not None and time.monotonic() - first > LATECOMERS_S:
+                log.warning("the run begins with %d workers", sum(member.up for member in self.members))
+                return
+            self.events(LATECOMERS_S)
 
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
@@ -221,7 +235,9 @@ class RayCrew:
 
     def _open(self, num_workers: int) -> None:
         """Make what workers of this machine are spoken to through."""
-        folder = Path(self._exits.enter_context(tempfile.TemporaryDirectory(prefix=f"fedsim-{os.getpid()}-")))
+        owned = OwnedFolder()
+        self._exits.callback(owned.close)
+        folder = owned.path
         self._listener = self._exits.enter_context(socket.socket(socket.AF_UNIX))
         self._listener.bind(str(folder / "crew"))
         self._listener.listen(num_workers)
@@ -289,7 +305,8 @@ class RayCrew:
         while place.jobs and (number := next(iter(place.jobs))) in place.results:
             job, future = place.jobs.pop(number), place.results.pop(number)
             error = future.exception()
-            if isinstance(error, RayActorError):
+            # Whatever the application raises comes back as an answer: all other errors mean that nobody is there.
+            if error is not None and not isinstance(error, RayTaskError):
                 return [*found, *self._lost(place, error)]
             done: Done = Done(number, None, error=cause_of(error)) if error is not None else future.result()
             if job.file is not None and done.error is None:
@@ -369,7 +386,9 @@ class RayCrew:
 
     def _born_dead(self, place: Place, cause: str) -> None:
         self._stillborn += 1
-        if self._stillborn >= STILLBORN:
+        if any(member.up for member in self.members):  # the others go on, and there may be room for it later
+            log.warning("worker %d cannot be started, it is tried again: %s", place.number, cause)
+        elif self._stillborn >= STILLBORN:
             raise EngineError(f"engine: the Ray workers cannot start: {cause}")
         self._part(place)
         self._launch(place)

@@ -22,7 +22,7 @@ from fedsim.engine.flower import Fault
 from fedsim.engine.jobs import Answered, Crew, Done, Job, Live, Member, Piece
 from fedsim.engine.schedule import balance
 from fedsim.engine.states import States
-from fedsim.engine.task import BlockApp, Task
+from fedsim.engine.task import BlockApp, Patience, Task
 from fedsim.engine.usage import Usage
 from fedsim.errors import EngineError
 from fedsim.sentences import some
@@ -43,6 +43,9 @@ LIVES = 2
 BARREN = 32
 """Deaths in a row, without an answer between them, after which nobody is started again."""
 
+Late = tuple[Piece, list[list[int]], list[int]]
+"""A piece whose time is over, the units in it that its worker was busy with, and the clients, where known."""
+
 log = getLogger("fedsim")
 
 
@@ -59,6 +62,7 @@ class Dispatcher:
         self._app, self._crew, self._states = app, crew, states
         self._boards = Boards()
         self._lives: dict[Task, Live] = {}
+        self._timed: list[Live] = []  # those with a timeout, in their order
         self._waiting: list[Task] = []
         self._queue: deque[Piece] = deque()
         self._numbers = count()
@@ -87,7 +91,11 @@ class Dispatcher:
         Raises:
             EngineError: Workers cannot be started any more.
         """
-        while not all(task.done for task in tasks):
+        pending = deque(tasks)
+        while pending:
+            if pending[0].done:
+                pending.popleft()
+                continue
             self._arm()
             began = time.perf_counter()
             events = self._crew.events(self._patience() if wait else 0.0)
@@ -116,6 +124,8 @@ class Dispatcher:
             began = time.perf_counter()
             self._waiting.remove(task)
             live = self._lives[task] = Live(task, next(self._numbers), self._slips_for(task))
+            if task.timeout is not None:
+                self._timed.append(live)
             pieces = self._pieces(live)
             live.left = len(pieces)
             self._queue.extend(pieces)
@@ -162,8 +172,12 @@ class Dispatcher:
             [live.slips[place] for place in places] if live.slips else [],
             self._states.new_file() if task.keeps else None,
         )
+        try:
+            self._crew.send(member, job, task)
+        except EngineError as error:
+            self._fail(live, error)
+            return
         member.pieces.append(piece)
-        self._crew.send(member, job, task)
 
     def _posted(self, live: Live) -> Note:
         """Return where a task's request is."""
@@ -223,26 +237,29 @@ class Dispatcher:
         if not rest:
             if piece.deaths < LIVES:
                 return [piece]
-            if len(piece.units) == 1:
-                for client in piece.members:
-                    together = f", together with clients {some(piece.members)}" if len(piece.members) > 1 else ""
-                    piece.live.task.failed[client] = (
-                        f"its worker died {piece.deaths} times while it was answered for{together}: {cause}; if "
-                        "memory ran out, use fewer engine.workers"
-                    )
+            if len(piece.members) == 1:
+                piece.live.task.failed[piece.members[0]] = (
+                    f"its worker died {piece.deaths} times while it was answered for: {cause}; if memory ran out, "
+                    "use fewer engine.workers"
+                )
                 self._settle(piece.live)
                 return []
-            middle = len(piece.units) // 2
-            suspects, rest = piece.units[:middle], piece.units[middle:]
+            # Halves even of what belongs together: it agrees to rounding then, which is better than no answer.
+            units = piece.units if len(piece.units) > 1 else [[client] for client in piece.members]
+            middle = len(units) // 2
+            suspects, rest = units[:middle], units[middle:]
+            if len(piece.units) == 1:
+                log.warning("clients %s are answered for in halves", some(piece.members))
+                suspects, rest = [piece.members[:middle]], [piece.members[middle:]]
             piece.deaths -= 1  # halves: one of them is innocent
             deaths = piece.deaths
         else:
             deaths = 0
-        share = piece.cost / len(piece.units)
+        share = piece.cost / len(piece.members)
         piece.live.left += 1
         return [
-            Piece(piece.live, suspects, share * len(suspects), piece.deaths),
-            Piece(piece.live, rest, share * len(rest), deaths),
+            Piece(piece.live, units, share * sum(map(len, units)), number)
+            for units, number in ((suspects, piece.deaths), (rest, deaths))
         ]
 
     def _suspects(self, piece: Piece, first: int, size: int) -> list[list[int]]:
@@ -253,52 +270,75 @@ class Dispatcher:
         return [unit for unit in piece.units if busy.intersection(unit)] or piece.units
 
     def _patience(self) -> float | None:
-        oldest = self._oldest()
-        if oldest is None or oldest.deadline is None:
-            return None
-        return max(0.0, oldest.deadline - time.monotonic())
+        deadlines = [live.deadline for live in self._timed if live.deadline is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _arm(self) -> None:
-        """Let time run for the oldest task, once somebody works on it and nobody is missing who should."""
-        live = self._oldest()
-        if live is None or live.deadline is not None or live.task.timeout is None:
-            return
+        """Let time run for tasks, unless somebody is missing who should work on them."""
         members = self._crew.members
-        queued = any(piece.live is live for piece in self._queue)
-        if any(piece.live is live for member in members for piece in member.pieces) and not (
-            queued and any(not member.up for member in members)
-        ):
-            live.deadline = time.monotonic() + live.task.timeout
-
-    def _oldest(self) -> Live | None:
-        return next(iter(self._lives.values()), None)
+        for live in self._timed:
+            behind = live.task.patience is Patience.BEHIND and live is not next(iter(self._lives.values()))
+            if live.deadline is not None or live.task.timeout is None or behind:
+                continue
+            flying = any(piece.live is live for member in members for piece in member.pieces)
+            queued = any(piece.live is live for piece in self._queue)
+            missing = any(not member.up for member in members)
+            if not missing or (flying and not queued):
+                live.deadline = time.monotonic() + live.task.timeout
 
     def _expire(self) -> None:
-        """Give up on the clients of a task whose time is over; workers that have them are started again."""
-        live = self._oldest()
-        if live is None or live.deadline is None or time.monotonic() < live.deadline:
-            return
-        reason = f"no answer within {live.task.timeout:g} s"
-        answered = {client for places, _ in live.parts for client in (live.task.clients[p] for p in places)}
+        """Give up on clients whose time is over; workers that have them in hand are started again."""
+        now = time.monotonic()
+        for live in [live for live in self._timed if live.deadline is not None and live.deadline <= now]:
+            reason = f"no answer within {live.task.timeout:g} s"
+            late = self._stopped(live, reason)
+            if late and live.task.patience is not Patience.STRICT and not live.extended:
+                self._extend(live, late, reason)
+            else:
+                self._give_up(live, late, reason)
+
+    def _stopped(self, live: Live, reason: str) -> list[Late]:
+        """Start workers again that have a task in hand; return what they had and were busy with."""
+        late: list[Late] = []
+        for member in self._crew.members:
+            if not member.pieces or member.pieces[0].live is not live:
+                continue
+            piece, (first, size) = member.pieces[0], self._crew.marker(member)
+            named = piece.members[first : first + size] if (first, size) != IDLE else []
+            late.append((piece, self._suspects(piece, first, size), named))
+            log.warning("worker %d is late and started again: %s", member.number, reason)
+            self._queue.extendleft(reversed(list(member.pieces)[1:]))
+            member.pieces.clear()
+            member.worked.restarts += 1
+            self._crew.restart(member)
+        return late
+
+    def _extend(self, live: Live, late: Sequence[Late], reason: str) -> None:
+        """Fail the clients that workers were busy with, and give the others as long again."""
+        live.extended, live.deadline = True, None
+        for piece, units, named in late:
+            busy = [client for unit in units for client in unit]
+            why = Fault(f"{reason}; its worker was busy with client {some(named or busy)}", flower.NO_ANSWER)
+            live.task.failed |= dict.fromkeys(busy, why)
+            rest = [unit for unit in piece.units if unit not in units]
+            if rest:
+                share = piece.cost * len(rest) / len(piece.units)
+                self._queue.appendleft(Piece(live, rest, share, piece.deaths))
+            else:
+                self._settle(live)
+
+    def _give_up(self, live: Live, late: Sequence[Late], reason: str) -> None:
+        """Fail all clients of a task that have no answer."""
         missing: dict[int, str] = {}
         culprits: list[int] = []
-        for member in self._crew.members:
-            if any(piece.live is live for piece in member.pieces):
-                head, (first, size) = member.pieces[0], self._crew.marker(member)
-                busy = head.members[first : first + size] if (first, size) != IDLE and head.live is live else []
-                if busy:
-                    culprits += busy
-                    for client in head.members:
-                        missing[client] = f"{reason}; its worker was busy with client {some(busy)}"
-                log.warning("worker %d is late and started again: %s", member.number, reason)
-                others = [piece for piece in member.pieces if piece.live is not live]
-                member.pieces.clear()
-                member.worked.restarts += 1
-                self._crew.restart(member)
-                self._queue.extendleft(reversed(others))
-        others_reason = f"{reason}; workers were busy with client {some(culprits)}" if culprits else reason
-        late = {client: others_reason for client in live.task.clients if client not in answered} | missing
-        live.task.failed = {c: Fault(why, flower.NO_ANSWER) for c, why in late.items()} | live.task.failed
+        for piece, _, named in late:
+            culprits += named
+            if named:
+                missing |= dict.fromkeys(piece.members, f"{reason}; its worker was busy with client {some(named)}")
+        answered = {live.task.clients[place] for places, _ in live.parts for place in places}
+        others = f"{reason}; workers were busy with client {some(culprits)}" if culprits else reason
+        missing = {client: others for client in live.task.clients if client not in answered} | missing
+        live.task.failed = {c: Fault(why, flower.NO_ANSWER) for c, why in missing.items()} | live.task.failed
         live.late = True
         live.left = 0
         self._drop(live)
@@ -323,6 +363,8 @@ class Dispatcher:
         began = time.perf_counter()
         task = live.task
         del self._lives[task]
+        if task.timeout is not None:
+            self._timed.remove(live)
         rows = live.board.rows(live.note) if live.board is not None and live.note is not None else None
         if live.parts and task.error is None:
             task.merged = type(live.parts[0][1]).merged(live.parts, len(task.clients), rows)

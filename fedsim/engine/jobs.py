@@ -94,6 +94,7 @@ class Live:
         left: Pieces that are not answered.
         parts: Answers: the rows they belong in, and a block.
         deadline: When patience ends.
+        extended: Whether its clients were given as long again.
         late: Whether somebody may still write to its board.
     """
 
@@ -103,6 +104,7 @@ class Live:
     left: int = 0
     parts: list[tuple[list[int], Answers]] = field(default_factory=list)
     deadline: float | None = None
+    extended: bool = False
     late: bool = False
     board: Board | None = None
     note: Note | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ class LocalGrid(BlockGrid):
     def __init__(self, app: BlockApp, threads: int = 1, states: States | None = None) -> None:
         super().__init__(app, states)
         self._threads = threads
-        self._queue: list[Task] = []
+        self._queue: deque[Task] = deque()
         self._boards = Boards()
         self._used = Usage(workers=[Worked("this process", platform.node(), os.getpid())])
 
@@ -64,8 +65,12 @@ class LocalGrid(BlockGrid):
     def finish(self, tasks: Sequence[Task], *, wait: bool) -> None:
         """Answer in the order of the queue until these tasks are done, whether anybody would wait or not."""
         del wait
-        while not all(task.done for task in tasks):
-            task = self._queue.pop(0)
+        pending = deque(tasks)
+        while pending:
+            if pending[0].done:
+                pending.popleft()
+                continue
+            task = self._queue.popleft()
             began = time.perf_counter()
             before = torch.get_num_threads()
             torch.set_num_threads(self._threads)

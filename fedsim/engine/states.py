@@ -6,21 +6,17 @@ a list of lines, a client can be trained by any worker next, and memory does not
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
-import tempfile
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fedsim.engine.scratch import OwnedFolder
 from fedsim.errors import DataError
 
 State = dict[str, NDArray[np.generic]]
@@ -44,11 +40,9 @@ class States:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._finalizer: weakref.finalize[..., Any] | None = None
-        if folder is None:
-            # The name says whose it is: what a killed process leaves behind, the next one removes.
-            folder = Path(tempfile.mkdtemp(prefix=f"fedsim-{os.getpid()}-states-"))
-            self._finalizer = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._owned = OwnedFolder() if folder is None else None
+        folder = self._owned.path if self._owned is not None else folder
+        assert folder is not None
         self.folder = folder
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,8 +110,8 @@ class States:
 
     def close(self) -> None:
         """Remove the folder if it was made here."""
-        if self._finalizer is not None:
-            self._finalizer()
+        if self._owned is not None:
+            self._owned.close()
 
     def _forget(self, files: Iterable[str]) -> None:
         for file in files:

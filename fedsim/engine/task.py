@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import cached_property
 from itertools import count
 from typing import Protocol, Self
@@ -99,6 +100,20 @@ class BlockApp(Protocol):
         ...
 
 
+class Patience(Enum):
+    """What a timeout means.
+
+    Attributes:
+        STRICT: Time runs at once, and who has no answer when it is over has none.
+        FAIR: When it is over, clients that workers are busy with have none; the others have as long again, once.
+        BEHIND: As FAIR, but time runs from when nothing that was asked before is left to do.
+    """
+
+    STRICT = auto()
+    FAIR = auto()
+    BEHIND = auto()
+
+
 @dataclass(eq=False)
 class Task:
     """One content for some clients.
@@ -109,7 +124,8 @@ class Task:
         clients: Whom they are for, each once.
         keeps: Whether clients keep something from answering.
         reads: Whether what they kept matters to the answer.
-        timeout: Seconds the clients have, from when nothing before this task is left to do.
+        timeout: Seconds the clients have; None for as many as they like.
+        patience: What that means.
         after: Tasks whose states this one needs.
         merged: The answers of all, once there.
         failed: Client -> why it has no answer.
@@ -126,6 +142,7 @@ class Task:
     keeps: bool
     reads: bool
     timeout: float | None = None
+    patience: Patience = Patience.STRICT
     after: tuple[Task, ...] = ()
     merged: Answers | None = None
     failed: dict[int, str] = field(default_factory=dict)
@@ -139,7 +156,3 @@ class Task:
     def place_of(self) -> dict[int, int]:
         """Client -> its row in the merged answers."""
         return {client: place for place, client in enumerate(self.clients)}
-
-    def needs(self, other: Task) -> bool:
-        """Say whether this task has to wait for one that was asked before."""
-        return other.keeps and (self.keeps or self.reads) and not set(self.clients).isdisjoint(other.clients)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from fedsim.engine.desk import IDLE, WorkerDesk
 from fedsim.engine.dispatch import Dispatcher
 from fedsim.engine.jobs import Answered, Died, Done, Job, Member
 from fedsim.engine.states import States, read_states, write_states
-from fedsim.engine.task import Task
+from fedsim.engine.task import Patience, Task
 from fedsim.engine.usage import Usage
 from fedsim.errors import EngineError
 from fedsim.wire import Block
@@ -209,14 +211,13 @@ def test_every_client_is_answered_once_and_counts_once_whoever_dies(
 
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("seed", range(10))
-def test_a_client_that_kills_its_worker_is_found_and_costs_only_its_unit(
+def test_a_client_that_kills_its_worker_is_found_and_costs_nobody_else(
     seed: int, blind: bool, clock: Clock, tmp_path: Path
 ) -> None:
     grid, _ = made(seed, clock, tmp_path, poison=13, blind=blind)
     replies = grid.send_and_receive(messages(range(30)))  # type: ignore[arg-type]
     lost = {client: error for client, _, error in map(told, replies) if error is not None}
-    (unit,) = (unit for unit in FakeApp(30, group=grid._app._group).units("train", range(30)) if 13 in unit)  # type: ignore[attr-defined]
-    assert set(lost) == set(unit)
+    assert set(lost) == {13}
     assert all("its worker died 2 times while it was answered for" in error for error in lost.values())
     assert all("signal 9" in error for error in lost.values())
     grid.close()
@@ -316,4 +317,50 @@ def test_a_job_that_fails_ends_its_task_and_no_other(clock: Clock, tmp_path: Pat
         grid.send_and_receive(messages(range(30), "evaluate"))  # type: ignore[arg-type]
     replies = grid.send_and_receive(messages(range(30)))  # type: ignore[arg-type]
     assert [told(reply)[1] for reply in replies] == [1.0] * 30
+    grid.close()
+
+
+@pytest.mark.parametrize("patience", [Patience.FAIR, Patience.BEHIND])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_client_that_hangs_takes_nobody_along_where_that_is_asked_for(
+    seed: int, patience: Patience, clock: Clock, tmp_path: Path
+) -> None:
+    """However many workers there are and however pieces were cut, the same clients fail."""
+    grid, crew = made(seed, clock, tmp_path, hangs=7)
+    sent = grid.submit(messages(range(30)), timeout=50.0, patience=patience)  # type: ignore[arg-type]
+    lost = {client: error for client, _, error in map(told, sent.replies()) if error is not None}
+    (unit,) = (u for u in grid._app.units("train", range(30)) if 7 in u)
+    assert set(lost) == set(unit)
+    assert set(lost.values()) == {"no answer within 50 s; its worker was busy with client 7"}
+    assert crew.restarts == 1
+    grid.close()
+
+
+def test_an_older_question_without_a_timeout_does_not_hold_the_clock(clock: Clock, tmp_path: Path) -> None:
+    app, states = FakeApp(30), States(tmp_path)
+    crew = FakeCrew(app, states, random.Random(0), clock, num=2, hangs=7)
+    grid = FakeGrid(app, crew, states)
+    grid.push_messages(messages([7], "evaluate"))  # type: ignore[arg-type]
+    replies = grid.send_and_receive(messages([1, 2, 3, 4], "evaluate"), timeout=5.0)  # type: ignore[arg-type]
+    errors = [told(reply)[2] for reply in replies]
+    assert clock.now <= 6.0
+    assert None in errors  # the other worker's clients are unharmed
+    assert all(error in (None, "no answer within 5 s") for error in errors)
+    grid.close()
+
+
+def test_a_task_lets_go_of_those_before_it(clock: Clock, tmp_path: Path) -> None:
+    grid, _ = made(7, clock, tmp_path)
+    kept: list[weakref.ref[Task]] = []
+    before = grid.submit(messages([3]))  # type: ignore[arg-type]
+    for _ in range(20):
+        after = grid.submit(messages([3]))  # type: ignore[arg-type]
+        kept += [weakref.ref(task) for task, _ in before.entries]
+        before.replies()
+        before = after
+    before.replies()
+    del before, after
+    gc.collect()
+    assert sum(ref() is not None for ref in kept) <= 1
+    assert grid._keepers == {}
     grid.close()
