@@ -91,8 +91,14 @@ def resume(
 def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write the report of a run folder again."""
     from fedsim.report import write_report
+    from fedsim.resume import bring_up
 
+    reached = bring_up(folder)
     typer.echo(write_report(folder))
+    if reached is not None:
+        typer.echo(
+            f"the run stopped after round {reached}; go on with: python run_sim.py resume {folder}", err=True
+        )
 
 
 @cli.command()

@@ -47,8 +47,13 @@ class Journal:
         path.write_bytes(MAGIC)
 
     @staticmethod
-    def opened(path: Path, length: int) -> Journal:
-        """Return the journal as it was when it was `length` bytes long; what came later is cut off.
+    def opened(path: Path, length: int, *, cut: bool = True) -> Journal:
+        """Return the journal as it was when it was `length` bytes long.
+
+        Args:
+            path: Its file.
+            length: Bytes that count.
+            cut: Cut off what came later: rows are to be added.
 
         Raises:
             DataError: It is shorter, damaged, or no journal of this version.
@@ -57,8 +62,9 @@ class Journal:
         journal.path, journal.length, journal._types = path, length, {}
         for _, table in journal.rounds():
             journal._learn(table.schema)
-        with path.open("r+b") as file:
-            file.truncate(length)
+        if cut:
+            with path.open("r+b") as file:
+                file.truncate(length)
         return journal
 
     def append(self, note: dict[str, Any], columns: Columns) -> None:

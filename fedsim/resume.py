@@ -30,9 +30,11 @@ from fedsim.datasets import Split, data_root
 from fedsim.engine.states import States
 from fedsim.errors import DataError, ScenarioError
 from fedsim.federation import Federation
+from fedsim.journal import Journal
+from fedsim.lock import RunLock
 from fedsim.parameters import tensor_of
 from fedsim.rounds import Kept, Round
-from fedsim.run_folder import CHECKPOINT, STATE, RunFolder
+from fedsim.run_folder import CHECKPOINT, JOURNAL, STATE, RunFolder, rewrite_tables
 from fedsim.scenario import Scenario
 from fedsim.settings import EngineSettings
 from fedsim.wire import pack_arrays, unpack_arrays
@@ -74,12 +76,20 @@ class Saved:
         path = state_file(folder)
         if not path.exists():
             return None
-        data = checkpoint.load(path)
+        again = f"; it cannot be resumed, begin again with: python run_sim.py run {folder / 'scenario.toml'}"
+        try:
+            data = checkpoint.load(path)
+        except DataError as error:
+            raise DataError(f"{error}{again}") from error
         if data.get("layout") != LAYOUT:
             raise DataError(
                 f"{path}: its layout must be {LAYOUT}, got {data.get('layout')}; go on with the version of fedsim "
                 "that wrote it, environment.json names it"
             )
+        try:
+            Journal.opened(folder / CHECKPOINT / JOURNAL, data["folder"]["journal"], cut=False)
+        except DataError as error:
+            raise DataError(f"{error}{again}") from error
         arrays = pack_arrays(_arrays(data["model"]))
         served = pack_arrays(_arrays(data["served"])) if data["served"] else arrays
         clients = None if data["clients"] is None else _index(data["clients"])
@@ -282,3 +292,28 @@ def _index(columns: Mapping[str, torch.Tensor]) -> dict[int, str]:
     slips = columns["slips"].numpy().tobytes().decode().split("\n")
     clients: list[int] = columns["clients"].tolist()
     return dict(zip(clients, slips, strict=True)) if clients else {}
+
+
+def bring_up(folder: Path) -> int | None:
+    """Write the tables of a run that was killed as they were at its last checkpoint.
+
+    A run that ends in any other way has written them itself.
+
+    Returns:
+        The round of that checkpoint; None where there is none, or the run is still going on.
+
+    Raises:
+        DataError: The checkpoint is damaged.
+    """
+    if not state_file(folder).exists():
+        return None
+    try:
+        lock = RunLock(folder)
+    except DataError:
+        return None
+    with lock:
+        saved = Saved.read(folder)
+        if saved is None:
+            return None
+        rewrite_tables(folder, saved.position)
+        return saved.last.number

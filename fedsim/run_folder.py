@@ -358,6 +358,21 @@ class RunFolder:
         return {name: {"definition": v.definition, "better": v.better} for name, v in self._values.items()}
 
 
+def rewrite_tables(folder: Path, position: Mapping[str, Any]) -> None:
+    """Write the tables of a run that could not do so itself, from its journal.
+
+    Args:
+        folder: The run folder.
+        position: Where it stood, see `RunFolder.position`.
+
+    Raises:
+        DataError: The journal is damaged.
+    """
+    journal = Journal.opened(folder / CHECKPOINT / JOURNAL, position["journal"], cut=False)
+    journal.write_parquet(folder / "clients.parquet")
+    _write_table(folder / "rounds.parquet", pd.DataFrame([note["row"] for note, _ in journal.rounds()]))
+
+
 def refuse_used(path: Path) -> None:
     """Refuse to write a run over another one.
 

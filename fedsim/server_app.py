@@ -103,6 +103,8 @@ def _conduct(
             log.info("resumed after round %d", saved.last.number)
         for note in run.changes():
             log.warning("%s", note)
+        for worker in grid.usage().workers if isinstance(grid, BlockGrid) else ():
+            log.info("%s is process %d on %s", worker.name, worker.pid, worker.node)
         status, reason = "failed", None
         try:
             save_partition_figure(folder)

@@ -84,6 +84,11 @@ def resume(folder: Path, overrides: Sequence[str] = ()) -> Path:
         with RunLock(folder) as lock:
             if not _is_finished(folder):  # it may have ended while we looked
                 return _go_on(console, folder, overrides, lock)
+    if overrides:
+        raise DataError(
+            f"{folder}: is finished, so {', '.join(overrides)} would change nothing; a run that goes on from its "
+            f"model is begun with --set server.initial={folder / 'model.safetensors'}"
+        )
     console.print(f"{folder} is finished; there is nothing to resume", highlight=False, soft_wrap=True)
     return folder
 
@@ -208,12 +213,14 @@ def _headline(scenario: Scenario, federation: Federation) -> str:
 def _progress(console: Console, num_rounds: int) -> Iterator[Callback]:
     """Show a bar on a terminal, and a plain line now and then elsewhere."""
     if not console.is_terminal:
-        every, said = max(1, num_rounds // 10), [time.monotonic()]
+        every, said, last = max(1, num_rounds // 10), [time.monotonic()], [-num_rounds]
 
         def plain(finished: Round) -> None:
-            due = finished.number % every == 0 or time.monotonic() - said[0] > QUIET_S
-            if due or finished.number == num_rounds:
-                said[0] = time.monotonic()
+            since = finished.number - last[0]
+            # Rather in a round that says how well clients are served.
+            due = since >= every and (finished.evaluated or since >= 2 * every)
+            if due or time.monotonic() - said[0] > QUIET_S or finished.number == num_rounds:
+                said[0], last[0] = time.monotonic(), finished.number
                 console.print(f"round {finished.number}/{num_rounds}  {_standing(finished)}", highlight=False)
 
         yield plain

@@ -26,7 +26,7 @@ from fedsim.averages import Average
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import ClientError, DataError, FedSimError, ScenarioError
 from fedsim.lock import RunLock, lock_file
-from fedsim.resume import state_file
+from fedsim.resume import bring_up, state_file
 from fedsim.rounds import Round, run_rounds
 from fedsim.scenario import Scenario
 from fedsim.server_app import build_federation, strategy_of
@@ -428,6 +428,15 @@ class TestRefusals:
         trace.write_text(trace.read_text().replace("0,5", "0,6"))
         self.refused(stopped, "system.speed: speeds.csv: [0-9a-f]{64} -> [0-9a-f]{64}")
 
+    def test_settings_of_a_finished_run(self, runner: Runner) -> None:
+        finished = runner.whole()
+        self.refused(finished, "is finished, so rounds=9 would change nothing", "rounds=9")
+
+    def test_a_damaged_run_says_how_to_begin_again(self, runner: Runner) -> None:
+        stopped = runner.stopped(3)
+        (stopped / "checkpoint" / "rounds.journal").unlink()
+        self.refused(stopped, "it cannot be resumed, begin again with: python run_sim.py run .*scenario.toml")
+
     def test_a_damaged_checkpoint(self, runner: Runner) -> None:
         stopped = runner.stopped(3)
         whole = state_file(stopped).read_bytes()
@@ -669,3 +678,20 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
+
+
+def test_the_tables_of_a_killed_run_are_brought_up_to_its_checkpoint(runner: Runner) -> None:
+    stopped = runner.stopped(3)
+    complete = {name: pd.read_parquet(stopped / f"{name}.parquet") for name in ("clients", "rounds")}
+    for name, table in complete.items():  # as a kill leaves them: some rounds behind
+        table[table["round"] < 1].to_parquet(stopped / f"{name}.parquet", index=False)
+    before = state_file(stopped).read_bytes(), (stopped / "checkpoint" / "rounds.journal").read_bytes()
+    reached = bring_up(stopped)
+    assert reached is not None
+    for name, table in complete.items():
+        expected = table[table["round"] <= reached].reset_index(drop=True)
+        pd.testing.assert_frame_equal(pd.read_parquet(stopped / f"{name}.parquet"), expected, check_exact=True)
+    assert (state_file(stopped).read_bytes(), (stopped / "checkpoint" / "rounds.journal").read_bytes()) == before
+    with RunLock(stopped):
+        assert bring_up(stopped) is None  # somebody is at it
+    assert bring_up(runner.whole()) is None

@@ -57,6 +57,7 @@ def count_workers(settings: EngineSettings) -> int:
     Raises:
         EngineError: There is no room for as many as were asked for.
     """
+    check_device(settings)  # of the driver too: the model is tried there, and evaluated on the common test set
     wants = {"CPU": 1.0, "GPU": settings.gpus_per_worker}
     if settings.memory_per_worker_mb is not None:
         wants["memory"] = settings.memory_per_worker_mb * 2**20
@@ -91,7 +92,6 @@ def start_ray(settings: EngineSettings) -> None:
     Raises:
         EngineError: There is no such cluster, no GPU where one was asked for, or Ray cannot start.
     """
-    check_device(settings)  # of the driver too: the model is tried there, and evaluated on the common test set
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.address is not None:
         try:

@@ -30,6 +30,8 @@ class RayGrid(BlockGrid):
 
     def __init__(self, app: BlockApp, settings: EngineSettings, states: States | None = None) -> None:
         super().__init__(app, states)
+        if settings.workers is not None and settings.workers > app.num_clients:  # the others would wait for ever
+            settings = settings.model_copy(update={"workers": app.num_clients})
         try:
             self._crew = RayCrew(app, settings, self.states)
         except BaseException:
