@@ -99,6 +99,7 @@ class RunFolder:
         # Other lists that a client may send are nobody's columns.
         self._lists = {f"{model}_{name}" for model in MODELS for name in vectors}
         self._arrays: ArrayRecord | None = None
+        self._open: Round | None = None  # the round that is being taken down
         self._previous_loss: NDArray[np.float64] | None = None
         self._seconds = {"start": 0.0, "train": 0.0, "aggregate": 0.0, "evaluate": 0.0}
         self._began = time.perf_counter()
@@ -136,15 +137,18 @@ class RunFolder:
 
     def __call__(self, finished: Round) -> None:
         """Take down one round."""
+        self._open = finished
+        table = self._client_rows(finished)
+        row = self._round_row(finished, table)
+        self._journal.append({"row": row, "evaluated": bool(finished.evaluated)}, table)
+        # From here on the round counts, whatever interrupts us: see `close`.
         self._arrays = finished.served
         for phase in ("train", "aggregate", "evaluate"):
             self._seconds[phase] += finished.seconds[phase]
-        table = self._client_rows(finished)
-        row = self._round_row(finished, table)
         self._rounds.append(row)
         if finished.evaluated:
             self._look_back(table)
-        self._journal.append({"row": row, "evaluated": bool(finished.evaluated)}, table)
+        self._open = None
         if time.perf_counter() >= self._next_flush:
             start = time.perf_counter()
             self._write_tables()
@@ -158,6 +162,10 @@ class RunFolder:
             status: "finished", "interrupted" or "failed".
             error: Why it failed.
         """
+        if self._open is not None:  # interrupted in the middle of a round: what the journal has is what counts
+            self._read_back()
+            if self._rounds and self._rounds[-1]["round"] == self._open.number:
+                self._arrays = self._open.served
         self._write_tables()
         model = unpack_arrays(self._arrays) if self._arrays is not None else {}
         if model:
@@ -199,12 +207,18 @@ class RunFolder:
         journal = Journal.opened(path, position["journal"])
         total = position["seconds"]["total"]
         self._before, self._seconds = total, {name: position["seconds"][name] for name in self._seconds}
-        for note, table in journal.rounds():
+        self._journal = journal
+        self._read_back()
+        return journal
+
+    def _read_back(self) -> None:
+        """Take the tables from the journal."""
+        self._rounds.clear()
+        for note, table in self._journal.rounds():
             self._rounds.append(note["row"])
             if note["evaluated"]:
                 wanted = {"client", "test_examples", "test_loss", "test_accuracy", *dict(self._measurable())}
                 self._look_back({name: column_of(table, name) for name in table.column_names if name in wanted})
-        return journal
 
     def _look_back(self, table: dict[str, NDArray[Any]]) -> None:
         """Keep what the next evaluation and the summary look back at."""

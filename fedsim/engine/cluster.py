@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from fedsim.engine.local import check_device
 from fedsim.errors import EngineError
 
 if TYPE_CHECKING:
@@ -57,7 +56,6 @@ def count_workers(settings: EngineSettings) -> int:
     Raises:
         EngineError: There is no room for as many as were asked for.
     """
-    check_device(settings)  # of the driver too: the model is tried there, and evaluated on the common test set
     wants = {"CPU": 1.0, "GPU": settings.gpus_per_worker}
     if settings.memory_per_worker_mb is not None:
         wants["memory"] = settings.memory_per_worker_mb * 2**20

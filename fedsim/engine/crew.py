@@ -28,6 +28,7 @@ from fedsim.engine.board import PAGE, Board, Probe
 from fedsim.engine.cluster import actor_class, cause_of, count_workers, start_ray
 from fedsim.engine.desk import IDLE
 from fedsim.engine.jobs import Answered, Died, Done, Job, Member
+from fedsim.engine.local import check_device
 from fedsim.engine.scratch import OwnedFolder
 from fedsim.engine.states import States, read_states, write_states
 from fedsim.engine.task import BlockApp, Task
@@ -96,6 +97,7 @@ class RayCrew:
 
     def __init__(self, app: BlockApp, settings: EngineSettings, states: States) -> None:
         self._settings, self._states = settings, states
+        check_device(settings)  # of the driver: models are tried there, and evaluated on the common test set
         self._own_ray = not ray.is_initialized()
         self._stored: tuple[Task, Any] | None = None
         self._stillborn = 0
@@ -235,9 +237,9 @@ class RayCrew:
 
     def _open(self, num_workers: int) -> None:
         """Make what workers of this machine are spoken to through."""
-        owned = OwnedFolder()
-        self._exits.callback(owned.close)
-        folder = owned.path
+        self._owned = OwnedFolder()
+        self._exits.callback(self._owned.close)
+        folder = self._owned.path
         self._listener = self._exits.enter_context(socket.socket(socket.AF_UNIX))
         self._listener.bind(str(folder / "crew"))
         self._listener.listen(num_workers)

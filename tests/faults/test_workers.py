@@ -245,7 +245,7 @@ def test_messages_nobody_asks_after_leave_nothing_behind(ray_cluster: None) -> N
     from fedsim.settings import EngineSettings
 
     def files() -> set[Path]:
-        return {path for folder in board.FOLDERS for path in folder.glob(f"{board.PREFIX}{os.getpid()}-*")}
+        return {path for folder in board.FOLDERS for path in folder.glob("fedsim-f*")}
 
     before = files()
     grid = RayGrid(FakeApp(stateful=True), EngineSettings(workers=1))
@@ -310,7 +310,7 @@ class TestWhatRaySays:
         launched: list[Any] = []
         monkeypatch.setattr(crew, "_part", lambda _: None, raising=False)
         monkeypatch.setattr(crew, "_launch", launched.append, raising=False)
-        crew._stillborn = 0
+        crew._stillborn, crew.members = 0, [place]
         future: Future[None] = Future()
         future.set_exception(RuntimeError("no such file"))
 
