@@ -198,13 +198,13 @@ class TestRayGrid:
 
     def test_a_client_with_no_answer_in_time_is_an_error_reply(self, three_workers: BlockGrid) -> None:
         began = time.monotonic()
-        records = content(order="sleep", victim=0, seconds=2.5)
-        replies = three_workers.send_and_receive(messages([1, 2, 3, 4, 5, 6, 7], records), timeout=0.8)
-        assert time.monotonic() - began < 2.2
+        records = content(order="sleep", victim=0, seconds=600)
+        replies = three_workers.send_and_receive(messages([1, 2, 3, 4, 5, 6, 7], records), timeout=2.0)
+        assert time.monotonic() - began < 300
         late = {wire.read(reply).client for reply in replies if reply.has_error()}
         assert {0, 1} <= late
         assert len(late) < 7  # the other workers' clients are unharmed
-        assert all("no answer within 0.8 s" in str(wire.read(r).error) for r in replies if r.has_error())
+        assert all("no answer within 2 s" in str(wire.read(r).error) for r in replies if r.has_error())
         assert [reply.metadata.src_node_id for reply in replies] == [1, 2, 3, 4, 5, 6, 7]
         assert all(not reply.has_error() for reply in three_workers.send_and_receive(messages([1, 2, 7])))
 
@@ -217,14 +217,14 @@ class TestRayGrid:
         assert counts(three_workers) == {client: count + 1 for client, count in before.items()}
 
     def test_the_timeout_is_for_all_workers_together(self, three_workers: BlockGrid) -> None:
-        """One second of patience is not three because there are three workers."""
-        records = content(order="sleep-all", seconds=3.5)
+        """Five seconds of patience are not fifteen because there are three workers."""
+        records = content(order="sleep-all", seconds=600)
         began = time.monotonic()
-        replies = three_workers.send_and_receive(messages([1, 2, 3, 4, 5, 6, 7], records), timeout=1.0)
+        replies = three_workers.send_and_receive(messages([1, 2, 3, 4, 5, 6, 7], records), timeout=5.0)
         took = time.monotonic() - began
         assert all(reply.has_error() for reply in replies)
         three_workers.send_and_receive(messages([1, 2, 3, 4, 5, 6, 7]))  # leaves no one busy
-        assert took < 1.8
+        assert took < 10.0
 
     @pytest.mark.usefixtures("ray_cluster")
     def test_ray_that_was_running_is_used_and_left_running(self) -> None:
