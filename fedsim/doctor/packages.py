@@ -134,7 +134,7 @@ def ray(*, deep: bool) -> Iterator[Finding]:
     else:
         started = probe("ray_deep")[-1]
         if "error" in started:
-            do = f"look into /tmp/ray/session_latest/logs for why; {instead}"
+            do = f"look into session_latest/logs in Ray's temporary folder for why; {instead}"
             yield Finding("Ray", "fail", f"ray {found['version']} cannot start: {started['error']}", do)
         else:
             store = started["store"] / 2**30

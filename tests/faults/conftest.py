@@ -6,9 +6,13 @@ import faulthandler
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import pytest
+
+from fedsim.engine.local import LocalGrid
+from tests.faults.studies import Left, Study
 
 LIMIT_S = 120
 """Seconds for one test, on a machine that has much else to do."""
@@ -35,3 +39,17 @@ def watchdog() -> Iterator[None]:
         signal.alarm(0)
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """What a module's study leaves when nothing goes wrong."""
+    return study.run(LocalGrid(study.app()), tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Path:
+    """Where faults count how often they have happened."""
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    return folder

@@ -60,18 +60,6 @@ def stateless() -> Study:
     return Study.of(strategy={"name": "fedavg"}, rounds=2)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Left:
-    return study.run(LocalGrid(study.app()), tmp_path_factory.mktemp("undisturbed") / "run")
-
-
-@pytest.fixture
-def marks(tmp_path: Path) -> Path:
-    folder = tmp_path / "marks"
-    folder.mkdir()
-    return folder
-
-
 @pytest.mark.parametrize("kind", NONSENSE)
 def test_nonsense_is_named_and_left_out_where_that_is_allowed(
     kind: str, study: Study, undisturbed: Left, opened: Opened, tmp_path: Path, marks: Path

@@ -21,7 +21,6 @@ import pytest
 from flwr.app import ConfigRecord, Message
 
 from fedsim import wire
-from fedsim.engine.local import LocalGrid
 from fedsim.errors import ClientError
 from tests.engine.fakes import FakeApp, content
 from tests.faults.apps import Fault, Faulty, Wide
@@ -43,18 +42,6 @@ def grid(ray_cluster: None) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def study() -> Study:
     return Study.of()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Left:
-    return study.run(LocalGrid(study.app()), tmp_path_factory.mktemp("undisturbed") / "run")
-
-
-@pytest.fixture
-def marks(tmp_path: Path) -> Path:
-    folder = tmp_path / "marks"
-    folder.mkdir()
-    return folder
 
 
 def pids(grid: Any) -> list[int]:
