@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from clients.app import LocalApp
 from fedsim.engine.pool import LocalPool, Lost, RayPool, Said
@@ -54,7 +55,7 @@ def compare(design: Design, folder: Path, command: str = "", parallel: Parallel 
     with RunLock(folder, folder / "lock"), log_file(folder / LOG):
         design = replace(design, command=command)
         (folder / DESIGN).write_text(design.to_toml(), encoding="utf-8")
-        console.print(_headline(design), highlight=False)
+        _say(console, _headline(design))
         _try_out(design)
         plan = tuning.plan(design)
         chosen: Mapping[tuple[str, str], Mapping[str, Any]] = {}
@@ -62,9 +63,8 @@ def compare(design: Design, folder: Path, command: str = "", parallel: Parallel 
         runs: list[Run] = []
         try:
             if plan is not None:
-                console.print(
-                    f"tuning: {plan.budget} trials of every method in every scenario, scored on validation shards",
-                    highlight=False,
+                _say(
+                    console, f"tuning: {plan.budget} trials of every method in every scenario, on validation shards"
                 )
                 _carry_out(console, plan.runs, folder / TRIALS, design, parallel)
                 chosen = tuning.chosen_values(plan, folder / TRIALS)
@@ -77,12 +77,17 @@ def compare(design: Design, folder: Path, command: str = "", parallel: Parallel 
         finally:
             found = _leave(design, folder, runs or design.runs(chosen), plan, command, status)
             if found is not None:
-                console.print(f"report: {folder / 'study.html'}", highlight=False, soft_wrap=True)
+                _say(console, f"report: {folder / 'study.html'}")
     for table in _tables(design, found or {}):
         console.print(table)
     for words in (found or {}).get("words", ()):
-        console.print(words, highlight=False)
+        _say(console, words)
     return found or {}
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is: labels have brackets, which are no markup."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _leave(
@@ -156,7 +161,7 @@ def _carry_out(
     wanted = {run.id: run for run in runs}  # methods that are the same run share it
     left = [run for run in wanted.values() if not is_finished(folder / run.id)]
     if len(left) < len(wanted):
-        console.print(f"{len(wanted) - len(left)} of {len(wanted)} runs are finished already", highlight=False)
+        _say(console, f"{len(wanted) - len(left)} of {len(wanted)} runs are finished already")
     if not left:
         return []
     orders = [Order(_name(run), run.resolved.table(), str((folder / run.id).resolve())) for run in left]
@@ -249,7 +254,7 @@ def _progress(console: Console, standing: _Standing) -> Iterator[Any]:
             if line is not None or time.monotonic() - spoken[0] > QUIET_S:
                 spoken[0] = time.monotonic()
                 done = f"{standing.finished}/{standing.total} runs, {100 * standing.rounds / total:.0f} % of rounds"
-                console.print(f"[{done}] {line or ''}".rstrip(), highlight=False, markup=False, soft_wrap=True)
+                _say(console, f"[{done}] {line or ''}".rstrip())
 
         yield plain
         return
@@ -289,7 +294,7 @@ def _tables(design: Design, found: Mapping[str, Any]) -> Iterator[Table]:
                 for entry in found.get("results", ())
                 if (entry["scenario"], entry["method"], entry["metric"]) == (base.name, method.label, metric)
             ]
-            table.add_row(method.label, *cells)
+            table.add_row(Text(method.label), *cells)
         yield table
 
 

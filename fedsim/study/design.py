@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedsim.errors import DataError, ScenarioError
-from fedsim.scenario import Scenario, changed, layered
+from fedsim.scenario import Scenario, changed, layered, locate
 from fedsim.sentences import sentences
 from fedsim.settings import EngineSettings
 from fedsim.study.settings import Method, StudySettings
@@ -153,7 +153,7 @@ class Design:
             if extra and "data" not in table:
                 where = "has no place in a study of other scenarios; write it in them, or in study.changes"
                 raise ScenarioError(str(path), [f"{key}: {where}" for key in extra])
-            tables = [(str(name), layered(name)) for name in settings.scenarios]
+            tables = [(name, layered(beside(path, name))) for name in settings.scenarios]
         else:
             tables = [(str(path), table)]
         bases = [_base(where, one, [*settings.changes, *of_all]) for where, one in tables]
@@ -277,6 +277,12 @@ class Design:
         kept = tuple(method for method in self.methods if method.label in labels)
         update = {"methods": kept, "baseline": self.settings.reference if self.settings.reference in labels else ""}
         return replace(self, settings=self.settings.model_copy(update=update))
+
+
+def beside(path: str | Path, name: str) -> str | Path:
+    """Return a scenario that a study names: a file beside the study's, or what `locate` finds."""
+    file = locate(path).parent / name
+    return file if file.is_file() else name
 
 
 def slug(text: str) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedsim import plugins
 from fedsim.errors import ScenarioError
 from fedsim.scenario import layered
 from fedsim.sentences import sentences
 from fedsim.study import command, conductor
-from fedsim.study.design import Design
+from fedsim.study.design import Design, beside
 from fedsim.study.settings import Expectation, Expectations
 from fedsim.study.words import spoken
 
@@ -71,7 +72,7 @@ def verify(
     """
     table = layered(path)
     named = list((table.get("study") or {}).get("scenarios") or [])
-    expected = {name: _expectations(name) for name in named or [str(path)]}
+    expected = {str(each): _expectations(each) for each in [beside(path, name) for name in named] or [path]}
     labels = list(dict.fromkeys(label for each in expected.values() for label in each))
     if not labels:
         raise ScenarioError(
@@ -154,11 +155,11 @@ def _table(title: str, lines: Sequence[Line]) -> Table:
         low, high = line.expected.range
         table.add_row(
             line.scenario,
-            line.method,
+            Text(line.method),
             spoken(line.measure),
             f"{low:.4g} to {high:.4g}",
             f"{line.value:.4f} ({line.deviation:.4f}, {line.n})",
             "within" if line.within else "OUTSIDE",
-            line.expected.source,
+            Text(line.expected.source),
         )
     return table

@@ -94,7 +94,8 @@ def _of_pairs(study: Record) -> Iterator[str]:
         if smallest * family >= design["alpha"]:
             yield (
                 f"With {fewest} pairs the p value of the Wilcoxon test cannot be below {smallest:.2g}, and "
-                f"corrected for {family} comparisons not below {min(1.0, smallest * family):.2g}: it can confirm nothing here. "
+                f"corrected for {family} comparisons not below {min(1.0, smallest * family):.2g}: it can confirm "
+                "nothing here. "
                 "The t test, which can, assumes differences that are about normal."
             )
     if design["partitions"] is not None:
