@@ -354,7 +354,7 @@ def report(folder: Path) -> Path:
     plan = tuning.plan(design)
     chosen = tuning.chosen_values(plan, folder / TRIALS) if plan is not None else {}
     runs = design.runs(chosen)
-    whole = all(is_finished(folder / RUNS / run.id) for run in runs)
+    whole = all(summary_of(folder / RUNS / run.id).get("status") in ("finished", "failed") for run in runs)
     with log_file(folder / LOG):
         _leave(design, folder, runs, plan, design.command, "finished" if whole else "interrupted")
     return folder / "study.html"

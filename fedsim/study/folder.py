@@ -73,8 +73,9 @@ def last_accuracies(folder: Path) -> NDArray[np.float64]:
 
 def samples_digest(folder: Path) -> str:
     """Return a hash of which clients were asked to train in which round."""
-    rows = pd.read_parquet(folder / "clients.parquet", columns=["round", "client", "sampled"])
-    asked = rows[rows["sampled"]].sort_values(["round", "client"])[["round", "client"]]
+    rows = pd.read_parquet(folder / "clients.parquet", columns=["round", "client", "sampled", "failed"])
+    # Who failed was asked all the same; round 0 asks nobody to train.
+    asked = rows[rows["sampled"] | (rows["failed"] & (rows["round"] > 0))].sort_values(["round", "client"])[["round", "client"]]
     return hashlib.sha256(asked.to_numpy(np.int64).tobytes()).hexdigest()
 
 

@@ -73,12 +73,14 @@ def gathered(
         runs: The runs of the design.
         plan: How methods were tuned, if they were.
         command: The line that makes the study again.
-        status: "finished", "interrupted" or "failed".
+        status: "finished", "interrupted" or "failed"; a study with a run that failed or is refused has failed.
     """
     found = [_gathered(run, folder) for run in runs]
     alike = [(each.run, each.record) for each in found if each.counts]
     for one, reason in unlike(alike, design.settings.reference):
         one["status"], one["error"] = "refused", reason
+    if status == "finished" and any(each.record["status"] in ("failed", "refused") for each in found):
+        status = "failed"
     results, wins = [], []
     for base in design.bases:
         here = [each for each in found if each.run.scenario == base.name]

@@ -28,7 +28,7 @@ BASE: dict[str, Any] = {
     "strategy": {"name": "fedavg"},
     "engine": {"backend": "local"},
 }
-DIVERGES = {"strategy": "fedavg", "label": "wild", "changes": ["client.lr=1e36"]}
+DIVERGES = {"strategy": "fedavg", "label": "wild", "changes": ["client.lr=3e38"]}
 """A method whose updates are not finite: it fails by itself in its first round."""
 
 
