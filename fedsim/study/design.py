@@ -369,9 +369,15 @@ def _unfair(keys: Iterable[str]) -> list[str]:
     return problems
 
 
-def number_at(scenario: Scenario, key: str) -> float:
-    """Return the number a scenario has at a key such as "client.lr"; NaN where it has none."""
+def value_at(scenario: Scenario, key: str) -> Any:
+    """Return what a scenario has at a key such as "client.lr"; None where it has nothing."""
     value: Any = scenario.table()
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def number_at(scenario: Scenario, key: str) -> float:
+    """Return the number a scenario has at a key; NaN where it has none."""
+    value = value_at(scenario, key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

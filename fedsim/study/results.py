@@ -300,8 +300,8 @@ def _tuning(plan: tuning.Plan | None, folder: Path) -> Record | None:
             }
         )
     try:
-        chosen = tuning.chosen(plan, folder)
-    except ScenarioError:  # trials are still to be run, or went wrong: their errors say so
+        chosen = tuning.chosen(plan, folder) if tuning.is_complete(plan, folder) else []
+    except ScenarioError:  # all of a method's trials went wrong: their errors say so
         chosen = []
     return {
         "metric": plan.settings.metric,
