@@ -140,25 +140,26 @@ PLACES: dict[str, Place] = {
 }
 
 
+def tuned(folder: Path) -> Design:
+    """Two methods, one of whose clients keep a state: 2 x 2 trials of 2 rounds, 2 x 2 runs of 4."""
+    tune = {"grid": {"client.lr": [0.05, 0.2]}, "own": {}, "rounds": 2}
+    return design(scenario(folder, rounds=4), "fedavg", "scaffold", seeds=2, tune=tune)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    conductor.compare(tuned(folder), folder / "out")
+    return told(folder / "out")
+
+
 class TestInterrupted:
-    METHODS = ("fedavg", "scaffold")
-
-    def asked(self, folder: Path) -> Design:
-        tune = {"grid": {"client.lr": [0.05, 0.2]}, "own": {}, "rounds": 2}
-        return design(scenario(folder, rounds=4), *self.METHODS, seeds=2, tune=tune)
-
-    @pytest.fixture(scope="class")
-    def undisturbed(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-        folder = tmp_path_factory.mktemp("undisturbed")
-        conductor.compare(self.asked(folder), folder / "out")
-        return told(folder / "out")
-
     @pytest.mark.parametrize("place", PLACES)
     def test_a_study_goes_on_as_if_nothing_had_been(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any], place: str
     ) -> None:
         module, name, count = PLACES[place]
-        out, made = tmp_path / "out", self.asked(tmp_path)
+        out, made = tmp_path / "out", tuned(tmp_path)
         with monkeypatch.context() as patch:
             interrupting(patch, module, name, count)
             with pytest.raises(KeyboardInterrupt):
@@ -177,14 +178,14 @@ class TestInterrupted:
     ) -> None:
         made = design(scenario(tmp_path, rounds=4), "scaffold", "fedavg", seeds=1)
         with monkeypatch.context() as patch:
-            interrupting(patch, perform, "heed", 4)  # after round 3 of 4; round 0 counts
+            interrupting(patch, perform, "heed", 4)  # in round 3 of 4, round 0 counts: the checkpoint is that of round 2
             with pytest.raises(KeyboardInterrupt):
                 conductor.compare(made, tmp_path / "out")
         rounds: list[int] = []
         real = perform.heed
         monkeypatch.setattr(perform, "heed", lambda finished: (rounds.append(finished.number), real(finished)))
         conductor.compare(made, tmp_path / "out")
-        assert rounds[0] == 4
+        assert rounds == [3, 4, 0, 1, 2, 3, 4]
 
     def test_a_damaged_checkpoint_begins_the_run_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,7 +220,7 @@ class TestInterrupted:
         with monkeypatch.context() as patch:
             interrupting(patch, conductor, "perform", 4)
             with pytest.raises(KeyboardInterrupt):
-                conductor.compare(self.asked(tmp_path), out)
+                conductor.compare(tuned(tmp_path), out)
         before = told(out)
         assert before["tuning"]["chosen"] == []
         assert [trial["score"] is None for trial in before["tuning"]["trials"]] == [False] * 3 + [True]
