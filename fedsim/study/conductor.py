@@ -320,7 +320,8 @@ def raise_for(found: Mapping[str, Any], folder: Path) -> None:
     if not failed:
         return
     lines = [
-        f"{run['scenario']}, {run['method']}, seed {run['seed']}: {run['error'] or 'not made'} ({folder / run['folder']})"
+        f"{run['scenario']}, {run['method']}, seed {run['seed']}: {run['error'] or 'not made'} "
+        f"({folder / run['folder']})"
         for run in failed[:10]
     ]
     more = [f"and {len(failed) - 10} more, see {folder / RESULTS}"] if len(failed) > 10 else []

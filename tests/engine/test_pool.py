@@ -86,10 +86,11 @@ class TestLocal:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 class TestRay:
     @pytest.fixture(scope="class")
     @staticmethod
-    def pool(ray_cluster: None) -> Iterator[RayPool]:
+    def pool() -> Iterator[RayPool]:
         opened = RayPool(work, EngineSettings(workers=2, threads_per_worker=2), 99)
         yield opened
         opened.close()
@@ -97,7 +98,11 @@ class TestRay:
     def test_results_come_as_they_are_ready(self, pool: RayPool, tmp_path: Path) -> None:
         """The first order ends only after the last has: the other worker does the rest meanwhile."""
         end = tmp_path / "end"
-        orders: list[Order] = [{"name": "first", "wait": end}, *({"name": str(i)} for i in range(4)), {"name": "last", "then": end}]
+        orders: list[Order] = [
+            {"name": "first", "wait": end},
+            *({"name": str(i)} for i in range(4)),
+            {"name": "last", "then": end},
+        ]
         found = results(pool.run(orders, nobody))
         assert list(found) == ["0", "1", "2", "3", "last", "first"]
         assert {found[name]["pid"] for name in ("0", "1", "2", "3", "last")} == {found["0"]["pid"]}
@@ -105,7 +110,9 @@ class TestRay:
         assert os.getpid() not in {each["pid"] for each in found.values()}
 
     def test_each_has_the_threads_that_were_asked_for(self, pool: RayPool) -> None:
-        assert {each["threads"] for each in results(pool.run([{"name": "a"}, {"name": "b"}], nobody)).values()} == {2}
+        assert {each["threads"] for each in results(pool.run([{"name": "a"}, {"name": "b"}], nobody)).values()} == {
+            2
+        }
 
     def test_what_is_said_is_heard_in_order_and_before_the_result(self, pool: RayPool) -> None:
         heard: dict[str, list[int]] = {"a": [], "b": []}
@@ -125,11 +132,15 @@ class TestRay:
         assert after <= before
 
     @pytest.mark.parametrize("deaths", [1, 3])
-    def test_the_order_of_a_dead_worker_is_tried_once_more(self, pool: RayPool, tmp_path: Path, deaths: int) -> None:
+    def test_the_order_of_a_dead_worker_is_tried_once_more(
+        self, pool: RayPool, tmp_path: Path, deaths: int
+    ) -> None:
         orders: list[Order] = [{"name": "a"}, {"name": "deadly", "kill": tmp_path, "deaths": deaths}, {"name": "b"}]
         events = list(pool.run(orders, nobody))
         of_it = [event for event in events if event.order["name"] == "deadly"]
-        assert [getattr(event, "again", None) for event in of_it] == ([True, None] if deaths == 1 else [True, False])
+        assert [getattr(event, "again", None) for event in of_it] == (
+            [True, None] if deaths == 1 else [True, False]
+        )
         assert {event.order["name"] for event in events if isinstance(event, Finished)} >= {"a", "b"}
         died = {int(path.name) for path in tmp_path.iterdir()}
         assert len(died) == min(deaths, 2)
@@ -138,7 +149,7 @@ class TestRay:
         found = results(pool.run([{"name": "first", "wait": end}, {"name": "last", "then": end}], nobody))
         assert not {each["pid"] for each in found.values()} & died
 
-    def test_no_more_workers_than_orders(self, ray_cluster: None) -> None:
+    def test_no_more_workers_than_orders(self) -> None:
         few = RayPool(work, EngineSettings(workers=3), 1)
         try:
             assert few.num_workers == 1
@@ -147,16 +158,18 @@ class TestRay:
         finally:
             few.close()
 
-    def test_more_workers_than_there_is_room_for(self, ray_cluster: None) -> None:
+    def test_more_workers_than_there_is_room_for(self) -> None:
         with pytest.raises(EngineError, match="has room for"):
             RayPool(work, EngineSettings(workers=999), 999)
 
-    def test_close_ends_workers_that_are_in_the_middle_of_something(self, ray_cluster: None, tmp_path: Path) -> None:
+    def test_close_ends_workers_that_are_in_the_middle_of_something(self, tmp_path: Path) -> None:
         """Interrupted, and begun again at once: nobody of before may still be writing. A Ray of others goes on."""
         import ray
 
         opened = RayPool(work, EngineSettings(workers=1), 1)
-        events = opened.run([{"name": "endless", "say": ["begun"], "ready": tmp_path, "wait": tmp_path / "never"}], _stop)
+        events = opened.run(
+            [{"name": "endless", "say": ["begun"], "ready": tmp_path, "wait": tmp_path / "never"}], _stop
+        )
         with pytest.raises(KeyboardInterrupt):
             next(events)
         (pid,) = [int(path.name) for path in _present(tmp_path)]

@@ -34,7 +34,10 @@ DIVERGES = {"strategy": "fedavg", "label": "wild", "changes": ["client.lr=3e38"]
 
 def scenario(folder: Path, file: str = "small", **tables: Any) -> Path:
     """Write a scenario, with entries of its tables changed."""
-    table = {**BASE, **{key: {**BASE.get(key, {}), **new} if isinstance(new, dict) else new for key, new in tables.items()}}
+    table = {
+        **BASE,
+        **{key: {**BASE.get(key, {}), **new} if isinstance(new, dict) else new for key, new in tables.items()},
+    }
     path = folder / f"{file}.toml"
     path.write_text(tomli_w.dumps(table), encoding="utf-8")
     return path

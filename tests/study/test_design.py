@@ -51,7 +51,8 @@ class TestFairBeforeTheStart:
         assert change.partition("=")[0] in said[0]
 
     @pytest.mark.parametrize(
-        "key", ["rounds", "seed", "partition.num_clients", "server.clients_per_round", "data.limit", "strategy.name"]
+        "key",
+        ["rounds", "seed", "partition.num_clients", "server.clients_per_round", "data.limit", "strategy.name"],
     )
     def test_nor_can_tuning_choose_it(self, tmp_path: Path, key: str) -> None:
         """Each method would be given its own best value of what all must have alike."""
@@ -74,7 +75,9 @@ class TestFairBeforeTheStart:
         assert len(problems(scenario(tmp_path), unfair, also)) == 3
         said = problems(scenario(tmp_path), "fedavgg", "qfedavg[qq=1]", "afl[client.lr=-1]")
         assert len(said) == 3
-        for line, words in zip(said, ('did you mean "fedavg"', "strategy.qq: unknown option", "client.lr"), strict=True):
+        for line, words in zip(
+            said, ('did you mean "fedavg"', "strategy.qq: unknown option", "client.lr"), strict=True
+        ):
             assert words in line
 
 
@@ -114,7 +117,9 @@ class TestDigest:
     def test_an_option_of_one_method_is_its_own_matter(self, tmp_path: Path) -> None:
         path = scenario(tmp_path)
         before = digests(design(path, *TWO, seeds=2))
-        after = digests(design(path, "fedavg", {"strategy": "qfedavg", "label": TWO[1], "changes": ["strategy.q=2"]}, seeds=2))
+        after = digests(
+            design(path, "fedavg", {"strategy": "qfedavg", "label": TWO[1], "changes": ["strategy.q=2"]}, seeds=2)
+        )
         changed = {key for key, digest in before.items() if after[key] != digest}
         assert changed == {key for key in before if key[0] == TWO[1]}
 
@@ -178,7 +183,9 @@ class TestScenarios:
     def test_a_study_of_several(self, tmp_path: Path) -> None:
         scenario(tmp_path, "a")
         scenario(tmp_path, "b", rounds=3, study={"methods": ["afl", "fedavg"]})
-        (tmp_path / "both.toml").write_text('[study]\nscenarios = ["a.toml", "b.toml"]\nchanges = ["client.lr=0.3"]\n')
+        (tmp_path / "both.toml").write_text(
+            '[study]\nscenarios = ["a.toml", "b.toml"]\nchanges = ["client.lr=0.3"]\n'
+        )
         made = design(tmp_path / "both.toml", *TWO, changes=["client.batch_size=4"], seeds=1)
         assert [(run.scenario, run.method) for run in made.runs({})] == [
             (name, method) for name in ("a", "b") for method in TWO
@@ -201,7 +208,9 @@ class TestScenarios:
         (tmp_path / "both.toml").write_text('[study]\nscenarios = ["a.toml", "b.toml"]\n')
         assert "two have one name" in problems(tmp_path / "both.toml", *TWO)[0]
 
-    @pytest.mark.parametrize("text", ["[client]\nlr = 0.3\n", "rounds = 3\n", "[expect.fedavg.mean]\nlow = 0\nhigh = 1\nsource = 'x'\n"])
+    @pytest.mark.parametrize(
+        "text", ["[client]\nlr = 0.3\n", "rounds = 3\n", "[expect.fedavg.mean]\nlow = 0\nhigh = 1\nsource = 'x'\n"]
+    )
     def test_nothing_else_in_a_study_of_scenarios_is_silently_ignored(self, tmp_path: Path, text: str) -> None:
         scenario(tmp_path, "a")
         rest, tables = (text, "") if not text.startswith("[") else ("", text)

@@ -123,7 +123,9 @@ class TestTampered:
 
     @staticmethod
     def victim(folder: Path, method: str) -> dict[str, Any]:
-        return next(dict(r) for r in study_of(folder)["runs"] if (r["method"], r["partition"], r["seed"]) == (method, 5, 1))
+        return next(
+            dict(r) for r in study_of(folder)["runs"] if (r["method"], r["partition"], r["seed"]) == (method, 5, 1)
+        )
 
     @staticmethod
     def refused(folder: Path, victim: dict[str, Any], words: str) -> None:

@@ -24,7 +24,7 @@ def without_the_engine(study: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_any_parallelism_gives_the_same_study(tmp_path: Path) -> None:
-    """Clients that keep a state, a method that fails, tuning: one after the other, runs at once, clients at once."""
+    """Clients that keep a state, a method that fails: one run after the other, runs at once, clients at once."""
     methods = ("fedavg", {"strategy": "tests.study.rules:Unsound", "label": "unsound"}, "scaffold")
     path = scenario(tmp_path)
     found = {}
@@ -42,7 +42,11 @@ def test_a_worker_that_is_killed_costs_nothing_and_one_that_always_is_costs_its_
     for folder in marks.values():
         folder.mkdir()
     deadly = [
-        {"strategy": "tests.study.rules:Deadly", "label": name, "changes": [f'strategy.marks="{folder}"', f"strategy.deaths={deaths}"]}
+        {
+            "strategy": "tests.study.rules:Deadly",
+            "label": name,
+            "changes": [f'strategy.marks="{folder}"', f"strategy.deaths={deaths}"],
+        }
         for deaths, (name, folder) in enumerate(marks.items(), 1)
     ]
     path, out = scenario(tmp_path, rounds=3), tmp_path / "out"
@@ -50,7 +54,9 @@ def test_a_worker_that_is_killed_costs_nothing_and_one_that_always_is_costs_its_
     assert {name: len(list(folder.iterdir())) for name, folder in marks.items()} == {"once": 1, "twice": 2}
     by_method = {run["method"]: run for run in found["runs"]}
     assert {name: run["status"] for name, run in by_method.items()} == {
-        "fedavg": "finished", "once": "finished", "twice": "failed",
+        "fedavg": "finished",
+        "once": "finished",
+        "twice": "failed",
     }
     assert "its worker died" in by_method["twice"]["error"]
     assert any("1 of 3 runs failed and are left out: small, twice, seed 0." in line for line in found["warnings"])

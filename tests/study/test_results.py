@@ -35,7 +35,9 @@ def run_of(study: dict[str, Any], method: str, pair: tuple[int, int]) -> dict[st
 
 
 class TestNumbers:
-    def test_values_are_those_of_the_runs_in_order_of_the_pairs(self, finished: Path, study: dict[str, Any]) -> None:
+    def test_values_are_those_of_the_runs_in_order_of_the_pairs(
+        self, finished: Path, study: dict[str, Any]
+    ) -> None:
         for method, metric in itertools.product(("fedavg", OURS, "twin"), CONVENTIONS):
             if metric == "n":
                 continue
@@ -111,7 +113,8 @@ class TestNumbers:
                 continue
             checked += 1
             by_partition = [
-                statistics.fmean(c for c, (p, _) in zip(changes, PAIRS, strict=True) if p == one) for one in PARTITIONS
+                statistics.fmean(c for c, (p, _) in zip(changes, PAIRS, strict=True) if p == one)
+                for one in PARTITIONS
             ]
             agree = sum(mean * sum(changes) > 0 for mean in by_partition)
             assert ours["difference"]["partitions_agree"] == [agree, len(PARTITIONS)]
@@ -201,7 +204,10 @@ class TestFailed:
         shutil.rmtree(folder / gone["folder"])
         conductor.report(folder)
         found = study_of(folder)
-        assert (run_of(found, OURS, PAIRS[1])["status"], run_of(found, OURS, PAIRS[4])["status"]) == ("failed", "missing")
+        assert (run_of(found, OURS, PAIRS[1])["status"], run_of(found, OURS, PAIRS[4])["status"]) == (
+            "failed",
+            "missing",
+        )
         before, after = entry(study, OURS, "mean"), entry(found, OURS, "mean")
         kept = [value if place not in (1, 4) else None for place, value in enumerate(before["values"])]
         assert after["values"] == kept
@@ -258,11 +264,23 @@ class TestWords:
         about = {"scenario": "s", "metric": "mean", "tested": True}
         return {
             "design": {
-                "scenarios": [{"name": "s"}], "methods": [{"label": "fedavg", "changes": []}, {"label": "ours", "changes": []}],
-                "baseline": "fedavg", "alpha": 0.05, "level": 0.95, "min_pairs": 5, "partitions": None, **changes,
+                "scenarios": [{"name": "s"}],
+                "methods": [{"label": "fedavg", "changes": []}, {"label": "ours", "changes": []}],
+                "baseline": "fedavg",
+                "alpha": 0.05,
+                "level": 0.95,
+                "min_pairs": 5,
+                "partitions": None,
+                **changes,
             },
-            "results": [{**about, "method": "fedavg", "difference": None}, {**about, "method": "ours", "difference": difference}],
-            "ranks": [], "runs": [], "tuning": None,
+            "results": [
+                {**about, "method": "fedavg", "difference": None},
+                {**about, "method": "ours", "difference": difference},
+            ],
+            "ranks": [],
+            "runs": [],
+            "pairs": [],
+            "tuning": None,
         }
 
     def test_too_few_pairs_allow_no_claim_however_large_the_difference(self) -> None:
@@ -289,6 +307,12 @@ class TestWords:
 
     def test_crossed_partitions_are_said_to_make_pairs_dependent(self, study: dict[str, Any]) -> None:
         assert any("share 2 partitions and so are not independent" in line for line in study["words"])
+
+    def test_a_partition_that_is_always_the_same_is_said(self) -> None:
+        made = self.made(lambda rng: rng.normal(0, 0.01, 6), 6)
+        for hashes, same in ((["a"] * 6, True), (list("abcdef"), False)):
+            study = {**made, "pairs": [{"scenario": "s", "partition_sha256": one} for one in hashes]}
+            assert ("all pairs share one partition" in " ".join(words(study))) == same
 
     def test_a_study_that_was_not_tuned_says_so(self, study: dict[str, Any]) -> None:
         assert any("No method was tuned" in line for line in study["warnings"])

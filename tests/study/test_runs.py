@@ -63,10 +63,15 @@ class TestByContent:
 class TestFailed:
     def test_a_mistake_in_a_rule_is_the_methods_own_failure(self, tmp_path: Path, counted: Counted) -> None:
         """Nobody foresaw it, and the other methods do not suffer."""
-        made = design(scenario(tmp_path), "fedavg", {"strategy": "tests.study.rules:Unsound", "label": "mine"}, seeds=2)
+        made = design(
+            scenario(tmp_path), "fedavg", {"strategy": "tests.study.rules:Unsound", "label": "mine"}, seeds=2
+        )
         found = conductor.compare(made, tmp_path / "out")
         assert [(run["method"], run["status"]) for run in found["runs"]] == [
-            ("fedavg", "finished"), ("mine", "failed"), ("fedavg", "finished"), ("mine", "failed"),
+            ("fedavg", "finished"),
+            ("mine", "failed"),
+            ("fedavg", "finished"),
+            ("mine", "failed"),
         ]
         assert "nobody thought of this" in found["runs"][1]["error"]
         assert found["status"] == "failed"
@@ -173,12 +178,12 @@ class TestInterrupted:
         assert not list(out.rglob("checkpoint"))
         assert not list(out.rglob("*.part"))
 
-    def test_an_interrupted_run_goes_on_where_it_was(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_interrupted_run_goes_on_where_it_was(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         made = design(scenario(tmp_path, rounds=4), "scaffold", "fedavg", seeds=1)
         with monkeypatch.context() as patch:
-            interrupting(patch, perform, "heed", 4)  # in round 3 of 4, round 0 counts: the checkpoint is that of round 2
+            interrupting(
+                patch, perform, "heed", 4
+            )  # in round 3 of 4, round 0 counts: the checkpoint is that of round 2
             with pytest.raises(KeyboardInterrupt):
                 conductor.compare(made, tmp_path / "out")
         rounds: list[int] = []

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from clients.client_app import _app_of
 from fedsim import plugins
 from fedsim.datasets.digits import Digits
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
+from fedsim.scenario import Scenario
 from fedsim.study import conductor, tuning
 from fedsim.study.settings import TuneSettings
 from fedsim.study.tuning import Plan, Trial
@@ -87,21 +89,35 @@ class TestPlan:
     def test_a_label_changes_no_draw(self, tmp_path: Path) -> None:
         plan = planned(tmp_path, "fedavg", {"strategy": "fedavg", "label": "twin"}, budget=4)
         assert [t.values for t in of(plan, "fedavg")] == [t.values for t in of(plan, "twin")]
-        assert {r.id for t in of(plan, "fedavg") for r in t.runs} == {r.id for t in of(plan, "twin") for r in t.runs}
+        assert {r.id for t in of(plan, "fedavg") for r in t.runs} == {
+            r.id for t in of(plan, "twin") for r in t.runs
+        }
 
     def test_factors_are_of_each_methods_own_default(self, tmp_path: Path) -> None:
         methods = ("fedavg", "fedavg[client.lr=0.02]", "fedadam", "fedadam[server.lr=0.5]")
         own: dict[str, Any] = {"fedadam": {}}
-        plan = planned(tmp_path, *methods, budget=3, grid={"client.batch_size": [4, 8, 16], "client.lr": ["x0.3", "x1", "x3"]}, own=own)
+        plan = planned(
+            tmp_path,
+            *methods,
+            budget=3,
+            grid={"client.batch_size": [4, 8, 16], "client.lr": ["x0.3", "x1", "x3"]},
+            own=own,
+        )
         assert plan.grids["fedavg"]["client.lr"] == ("x0.3", "x1", "x3")
-        plan = planned(tmp_path, methods[0], methods[2], budget=3, grid={"server.lr": ["x0.5", "x1", "x2"]}, own=own)
+        plan = planned(
+            tmp_path, methods[0], methods[2], budget=3, grid={"server.lr": ["x0.5", "x1", "x2"]}, own=own
+        )
         assert [t.values["server.lr"] for t in of(plan, "fedavg")] == [0.5, 1.0, 2.0]
         default = design(scenario(tmp_path), *methods).runs({})[2].resolved.server.lr
         assert default is not None
         assert default != 1.0
-        assert [t.values["server.lr"] for t in of(plan, "fedadam")] == pytest.approx([default / 2, default, 2 * default])
+        assert [t.values["server.lr"] for t in of(plan, "fedadam")] == pytest.approx(
+            [default / 2, default, 2 * default]
+        )
         given = scenario(tmp_path, "given", client={"lr": 0.3})
-        plain = tuning.plan(design(given, "fedavg", "afl", tune={"grid": {"client.lr": ["x0.1", "x1", 0.5]}, "own": {"afl": {}}}))
+        plain = tuning.plan(
+            design(given, "fedavg", "afl", tune={"grid": {"client.lr": ["x0.1", "x1", 0.5]}, "own": {"afl": {}}})
+        )
         assert plain is not None
         assert [t.values["client.lr"] for t in of(plain, "fedavg")] == [0.03, 0.3, 0.5]
 
@@ -139,7 +155,10 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("tune", "words"),
         [
-            ({"grid": {"client.lr": [0.1, 0.2]}, "own": {}, "budget": 3}, "the grid of fedavg has 2 points, the budget is 3"),
+            (
+                {"grid": {"client.lr": [0.1, 0.2]}, "own": {}, "budget": 3},
+                "the grid of fedavg has 2 points, the budget is 3",
+            ),
             ({"grid": {"client.lr": []}}, "client.lr has no values"),
             ({"grid": {"client.lr": [0.1, 0.1]}}, "client.lr has a value twice"),
             ({"grid": {"client.lr": ["x1", 0.1]}, "own": {}}, "client.lr of fedavg in small has a value twice"),
@@ -161,7 +180,7 @@ class TestRefused:
         assert words in str(caught.value)
 
     def test_an_option_that_only_some_have_goes_into_own(self, tmp_path: Path) -> None:
-        with pytest.raises(ScenarioError, match="strategy.q: unknown option"):
+        with pytest.raises(ScenarioError, match=r"strategy\.q: unknown option"):
             planned(tmp_path, grid={"strategy.q": [0.1, 0.2]}, own={})
         assert problems(scenario(tmp_path), "fedavg", OURS, tune={"sedes": 1})
 
@@ -171,7 +190,9 @@ class TestChoice:
     def test_the_best_mean_over_seeds_is_chosen(self, tmp_path: Path, metric: str, pick: Any) -> None:
         plan = planned(tmp_path, budget=9, seeds=3, metric=metric)
         rng = np.random.default_rng(1)
-        table = {(t.method, json.dumps(t.values), seed): float(rng.uniform()) for t in plan.trials for seed in range(3)}
+        table = {
+            (t.method, json.dumps(t.values), seed): float(rng.uniform()) for t in plan.trials for seed in range(3)
+        }
         pretend(plan, tmp_path, lambda t, seed: table[t.method, json.dumps(t.values), seed], metric)
         found = {choice["method"]: choice for choice in tuning.chosen(plan, tmp_path)}
         for method in ("fedavg", OURS):
@@ -186,12 +207,16 @@ class TestChoice:
     @pytest.mark.parametrize("metric", ["mean", "std"])
     def test_the_first_of_equals(self, tmp_path: Path, metric: str) -> None:
         plan = planned(tmp_path, **LR, metric=metric)
-        pretend(plan, tmp_path, lambda t, seed: 0.5, metric)
+        pretend(plan, tmp_path, lambda _trial, _seed: 0.5, metric)
         assert [choice["values"] for choice in tuning.chosen(plan, tmp_path)] == [{"client.lr": 0.05}] * 2
 
     def test_a_trial_that_failed_on_one_seed_is_never_chosen(self, tmp_path: Path) -> None:
         plan = planned(tmp_path, **LR, seeds=2)
-        pretend(plan, tmp_path, lambda t, seed: None if t.values["client.lr"] == 0.2 and seed == 1 else t.values["client.lr"])
+        pretend(
+            plan,
+            tmp_path,
+            lambda t, seed: None if t.values["client.lr"] == 0.2 and seed == 1 else t.values["client.lr"],
+        )
         assert [choice["values"]["client.lr"] for choice in tuning.chosen(plan, tmp_path)] == [0.1, 0.1]
         bad = of(plan, "fedavg")[2]
         score, error = tuning.outcome(plan, bad, tmp_path)
@@ -200,15 +225,21 @@ class TestChoice:
 
     def test_where_all_failed_there_is_no_choice(self, tmp_path: Path) -> None:
         plan = planned(tmp_path, **LR)
-        pretend(plan, tmp_path, lambda t, seed: None if t.method == OURS else 0.3)
+        pretend(plan, tmp_path, lambda t, _seed: None if t.method == OURS else 0.3)
         with pytest.raises(ScenarioError, match=r"qfedavg\[q=0.5\]: every trial of its tuning failed") as caught:
             tuning.chosen(plan, tmp_path)
         assert "fedavg:" not in "\n".join(caught.value.problems).replace("qfedavg", "")
 
     def test_values_at_the_edge_are_flagged(self, tmp_path: Path) -> None:
-        plan = planned(tmp_path, "fedavg", OURS, grid={"client.lr": [0.1, 0.2, 0.05], "server.lr": [0.5, 1.0]}, own={"qfedavg": {}})
+        plan = planned(
+            tmp_path,
+            "fedavg",
+            OURS,
+            grid={"client.lr": [0.1, 0.2, 0.05], "server.lr": [0.5, 1.0]},
+            own={"qfedavg": {}},
+        )
         for best, edge in ((0.05, ["client.lr"]), (0.1, []), (0.2, ["client.lr"])):
-            pretend(plan, tmp_path, lambda t, seed, best=best: float(t.values["client.lr"] == best))
+            pretend(plan, tmp_path, lambda t, _seed, best=best: float(t.values["client.lr"] == best))
             assert [choice["at_edge"] for choice in tuning.chosen(plan, tmp_path)] == [edge, edge]
 
 
@@ -248,7 +279,20 @@ class TestCarriedOut:
         assert all(trial["score"] is not None for trial in clean["tuning"]["trials"])
         assert entry(found, OURS, "mean") == entry(clean, OURS, "mean")
 
-    def test_methods_run_with_what_was_chosen_for_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_clients_that_are_processes_of_flowers_hold_out_the_same_examples(self, tmp_path: Path) -> None:
+        path = str(scenario(tmp_path))
+        given = Scenario.load(path, ["evaluation.validation=0.3"])
+        held = Federation.build(given.data, given.partition, given.seed, Path(), validation=0.3)
+        before = torch.get_num_threads()
+        theirs = _app_of(path, "evaluation.validation=0.3")
+        _app_of.cache_clear()
+        torch.set_num_threads(before)  # it sets those of its process
+        assert torch.equal(theirs._federation.test.x, held.test.x)
+        assert torch.equal(theirs._federation.train.x, held.train.x)
+
+    def test_methods_run_with_what_was_chosen_for_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         counted = Counted(monkeypatch)
         tune = {"grid": {"client.lr": [0.001, 0.1, 3e38]}, "own": {}, "rounds": 1}
         made = design(scenario(tmp_path), "fedavg", "afl", seeds=2, tune=tune)
@@ -264,16 +308,27 @@ class TestCarriedOut:
             assert choice["score"] == max(trial["score"] for trial in trials[:2])
             ran = {run["digest"] for run in found["runs"] if run["method"] == method}
             with_it = design(
-                scenario(tmp_path), {"strategy": method, "label": "x", "changes": [f"client.lr={choice['values']['client.lr']}"]},
-                "qfedavg", seeds=2,
+                scenario(tmp_path),
+                {"strategy": method, "label": "x", "changes": [f"client.lr={choice['values']['client.lr']}"]},
+                "qfedavg",
+                seeds=2,
             )
             assert ran == {run.digest for run in with_it.runs({}) if run.method == "x"}
         assert any("2 of 6 trials of the tuning failed and were not chosen" in line for line in found["warnings"])
         assert not any("No method was tuned" in line for line in found["warnings"])
-        assert counted.during(lambda: conductor.compare(made, tmp_path / "out")) == ["small, fedavg, s0", "small, afl, s0"]
+        assert counted.during(lambda: conductor.compare(made, tmp_path / "out")) == [
+            "small, fedavg, s0",
+            "small, afl, s0",
+        ]
 
     def test_where_all_trials_fail_the_study_ends_and_says_why(self, tmp_path: Path) -> None:
-        made = design(scenario(tmp_path), "fedavg", DIVERGES, seeds=1, tune={"grid": {"server.lr": [0.5, 1.0]}, "own": {}, "rounds": 1})
+        made = design(
+            scenario(tmp_path),
+            "fedavg",
+            DIVERGES,
+            seeds=1,
+            tune={"grid": {"server.lr": [0.5, 1.0]}, "own": {}, "rounds": 1},
+        )
         with pytest.raises(ScenarioError, match="small, wild: every trial of its tuning failed"):
             conductor.compare(made, tmp_path / "out")
         found = study_of(tmp_path / "out")

@@ -87,7 +87,10 @@ class TestRefused:
         ("table", "words"),
         [
             ({"value": 0.5, "source": "x"}, "must have value and within, or low and high"),
-            ({"value": 0.5, "within": 0.1, "low": 0.4, "source": "x"}, "must have value and within, or low and high"),
+            (
+                {"value": 0.5, "within": 0.1, "low": 0.4, "source": "x"},
+                "must have value and within, or low and high",
+            ),
             ({"low": 0.5, "high": 0.4, "source": "x"}, "low must be at most high"),
             ({"low": 0.4, "high": 0.5}, "source: missing"),
             ({"low": 0.4, "high": 0.5, "source": ""}, "source"),
@@ -131,7 +134,9 @@ def test_a_study_holds_each_scenario_against_its_own(tmp_path: Path, capsys: pyt
 def test_changes_of_a_study_make_the_expectations_of_its_scenarios_void(tmp_path: Path) -> None:
     expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.5)}}, "a", study={})
     (tmp_path / "s.toml").write_text('[study]\nscenarios = ["a.toml"]\nseeds = 1\nchanges = ["rounds=1"]\n')
-    with pytest.raises(ScenarioError, match=r"study.changes: .*rounds=1.* makes other runs than \[expect\] is about"):
+    with pytest.raises(
+        ScenarioError, match=r"study.changes: .*rounds=1.* makes other runs than \[expect\] is about"
+    ):
         verify(tmp_path / "s.toml", out=tmp_path / "out")
 
 
@@ -144,7 +149,9 @@ def test_the_line_that_is_noted_makes_the_same_study_again(tmp_path: Path) -> No
     assert words[words.index("--set") + 1] == "engine.workers=2"
 
 
-@pytest.mark.parametrize(("value", "holds"), [(0.4, True), (0.5, True), (0.3999, False), (0.5001, False), (None, False)])
+@pytest.mark.parametrize(
+    ("value", "holds"), [(0.4, True), (0.5, True), (0.3999, False), (0.5001, False), (None, False)]
+)
 def test_ends_of_a_range_are_in_it_and_nothing_is_not(value: float | None, holds: bool) -> None:
     expected = {"s": {"fedavg": {"mean": Expectation(low=0.4, high=0.5, source="x")}}}
     results = [{"scenario": "s", "method": "fedavg", "metric": "mean", "mean": value, "std": None, "n": 1}]
