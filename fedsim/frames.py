@@ -217,7 +217,20 @@ def _run_row(run: Mapping[str, Any]) -> Record:
 
 
 def _result_columns() -> list[str]:
-    level = ["scenario", "method", "metric", "better", "tested", "n", "mean", "std", "low", "high", "t_low", "t_high"]
+    level = [
+        "scenario",
+        "method",
+        "metric",
+        "better",
+        "tested",
+        "n",
+        "mean",
+        "std",
+        "low",
+        "high",
+        "t_low",
+        "t_high",
+    ]
     tests = [f"{test}{part}" for test in _TESTS for part in ("", "_p", "_p_holm")]
     agree = ["partitions_agree", "partitions"]
     return [*level, *(_difference_name(name) for name in _DIFFERENCE), *tests, "significant", "improves", *agree]
@@ -231,7 +244,9 @@ def _difference_name(name: str) -> str:
 
 
 def _result_row(result: Mapping[str, Any]) -> Record:
-    row = {name: result.get(name) for name in ("scenario", "method", "metric", "better", "tested", "n", "mean", "std")}
+    row = {
+        name: result.get(name) for name in ("scenario", "method", "metric", "better", "tested", "n", "mean", "std")
+    }
     row |= {**_bounds(result, "interval", ""), **_bounds(result, "t_interval", "t_")}
     difference = result.get("difference")
     if difference is None:

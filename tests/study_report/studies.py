@@ -88,7 +88,11 @@ def make_study(
                 run["loss"] = fairness_block(loss, sizes, higher_is_better=False)
                 run["central"] = {"accuracy": float(accuracy.mean()), "loss": 0.4}
                 if system:
-                    run["system"] = {"seconds": 600.0 * rounds, "bytes_down": 1e6 * rounds, "bytes_up": 5e5 * rounds}
+                    run["system"] = {
+                        "seconds": 600.0 * rounds,
+                        "bytes_down": 1e6 * rounds,
+                        "bytes_up": 5e5 * rounds,
+                    }
     baseline = "fedavg" if "fedavg" in methods else methods[0]
     results = results_of(scenarios, methods, baseline, pairs, runs, metrics)
     info = {
@@ -212,9 +216,7 @@ def results_of(scenarios, methods, baseline, pairs, runs, metrics):
                 results.append(entry)
                 if method == baseline:
                     continue
-                gaps = [
-                    a - b for a, b in zip(values, of(baseline), strict=True) if a is not None and b is not None
-                ]
+                gaps = [a - b for a, b in zip(values, of(baseline), strict=True) if a is not None and b is not None]
                 entry["difference"] = difference_of(gaps, entry["better"])
                 if entry["tested"] and entry["difference"]["t"]["p"] is not None:
                     family.append(entry["difference"])
@@ -297,9 +299,7 @@ def front_of(scenario, methods, results):
     front = [
         m
         for m in known
-        if not any(
-            o != points[m] and o[0] >= points[m][0] and o[1] >= points[m][1] for o in points.values()
-        )
+        if not any(o != points[m] and o[0] >= points[m][0] and o[1] >= points[m][1] for o in points.values())
     ]
     return {"scenario": scenario, "x": "mean", "y": "worst_10", "methods": front}
 
