@@ -80,7 +80,7 @@ def save_tables(folder: Path, study: Study, scenes: list[Scene]) -> list[str]:
             both(f"comparison-{scene.slug}", tested.merge(wins, on="method", how="left"), _comparison(scene))
             both(f"measures-{scene.slug}", results[level], _measures(scene))
             later = tested[tested["difference"].notna()]
-            both(f"statistics-{scene.slug}", later.drop(columns=level[5:] + ["tested"]), _statistics(scene))
+            both(f"statistics-{scene.slug}", later.drop(columns=[*level[5:], "tested"]), _statistics(scene))
         if scene.evaluated:
             both(f"clients-{scene.slug}", _clients(scene), None)
     if len(study.ranks):
@@ -138,11 +138,18 @@ def _measures(scene: Scene) -> str:
 
 
 def _statistics(scene: Scene) -> str:
-    columns = tables.detail_columns(scene)
-    rows = [[d.method, d.metric, *d.cells[: len(columns)]] for d in tables.details(scene)]
-    caption = f"{scene.name}: paired differences to {scene.baseline}, effect sizes and tests."
+    header = ["n", "Difference", "Interval", "dz", "r", "t", "p", "p, Holm", "W", "p", "p, Holm"]
+    rows = [
+        [d.method, d.metric, d.pairs, d.difference, d.interval, d.effect_size, d.rank_biserial, d.t, d.t_p, d.t_p_holm,
+         d.wilcoxon, d.wilcoxon_p, d.wilcoxon_p_holm]
+        for d in tables.details(scene)
+    ]  # fmt: skip
+    caption = (
+        f"{scene.name}: paired differences to {scene.baseline} with their {scene.level} bootstrap intervals, effect sizes (dz, "
+        "matched-pairs rank-biserial r), paired t test and Wilcoxon's signed-rank test, raw and Holm-corrected."
+    )
     return latex.table(
-        ["Method", "Measure", *columns], rows, caption=caption, label=f"tab:statistics-{scene.slug}", words=2
+        ["Method", "Measure", *header], rows, caption=caption, label=f"tab:statistics-{scene.slug}", words=2
     )
 
 

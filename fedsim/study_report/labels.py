@@ -129,11 +129,11 @@ def _size(name: str, size: float, pixels: float) -> tuple[float, float]:
 
 def _candidates(point: Points, width: float, height: float, pixels: float) -> NDArray[np.float64]:
     """Return [candidates, 5]: boxes around a point, and how far each is away."""
-    found = []
+    found, half = [], np.array([width, height]) / 2
     for distance, angle in itertools.product(_DISTANCES, _ANGLES):
         reach = np.array([np.cos(angle), np.sin(angle)])
-        middle = point + reach * distance * pixels + reach * np.array([width, height]) / 2
-        found.append([*(middle - [width / 2, height / 2]), *(middle + [width / 2, height / 2]), distance * pixels])
+        middle = point + reach * distance * pixels + reach * half
+        found.append([*(middle - half), *(middle + half), distance * pixels])
     return np.array(found)
 
 

@@ -63,7 +63,10 @@ def blocks(
     """Return a table whose many columns are set in blocks below each other, the first column before each.
 
     Args:
-        header, rows, caption, label: As for `table`.
+        header: As for `table`.
+        rows: As for `table`.
+        caption: As for `table`.
+        label: As for `table`.
         across: Columns of a block beside the first.
     """
     parts = []

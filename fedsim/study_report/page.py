@@ -20,6 +20,9 @@ from fedsim.study_report.units import heading
 
 MOST_PROBLEMS = 10
 
+FEW_METHODS = 6
+"""Methods up to which they are the columns of the table of all measures; more are its rows."""
+
 _NOTHING = "No run of this scenario left anything to show here."
 
 
@@ -133,7 +136,7 @@ def _scene(scene: Scene) -> dict[str, Any]:
         "not_finished": tables.not_finished(scene),
         "level_columns": tables.level_columns(scene),
         "levels": tables.levels(scene),
-        "detail_columns": tables.detail_columns(scene),
+        "few": len(scene.measured) <= FEW_METHODS,
         "details": tables.details(scene),
         "tuned": tables.tuned(scene),
         "trials": tables.trials(scene),

@@ -87,7 +87,7 @@ def _panel(scene: Scene, axes: Axes, metric: str, methods: list[str]) -> None:
         )  # fmt: skip
     axes.set_title(f"{title(metric)} ({unit(metric).gap})" if unit(metric).gap else title(metric))
     better = next((scene.result(m, metric).get("better") for m in methods if scene.result(m, metric)), None)
-    arrow = {"higher": "better \u2192", "lower": "\u2190 better"}.get(str(better), "")
-    axes.set_xlabel(f"difference to the baseline  {arrow}" if len(scene.tested) < 3 else f"difference  {arrow}")
+    arrow = {"higher": "(better \u2192)", "lower": "(\u2190 better)"}.get(str(better), "")
+    axes.set_xlabel(f"difference to the baseline {arrow}" if len(scene.tested) < 3 else f"difference {arrow}")
     ticks(axes.xaxis, 5)
     axes.grid(visible=False, axis="y")

@@ -53,14 +53,20 @@ class Detail(NamedTuple):
 
     method: str
     metric: str
-    cells: list[str]
+    pairs: str
+    difference: str
+    interval: str
+    t_interval: str
+    effect_size: str
+    rank_biserial: str
+    t: str
+    t_p: str
+    t_p_holm: str
+    wilcoxon: str
+    wilcoxon_p: str
+    wilcoxon_p_holm: str
+    agree: str
     significant: bool
-
-
-DETAILS = (
-    "pairs", "difference", "interval (bootstrap)", "interval (t)", "d_z", "rank-biserial",
-    "t", "p", "p, Holm", "W", "p (Wilcoxon)", "p, Holm (Wilcoxon)", "partitions that agree",
-)  # fmt: skip
 
 
 def against_baseline(scene: Scene) -> list[Row]:
@@ -127,7 +133,7 @@ def levels(scene: Scene) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def details(scene: Scene) -> list[Detail]:
-    """Return what the tests worked with, a line for each method and tested measure."""
+    """Return what the tests worked with, a line for each tested measure and method."""
     found = []
     for metric in scene.tested:
         for method in rivals(scene):
@@ -136,25 +142,27 @@ def details(scene: Scene) -> list[Detail]:
                 continue
             t, wilcoxon = difference.get("t") or {}, difference.get("wilcoxon") or {}
             agree = difference.get("partitions_agree")
-            cells = [
-                str(difference.get("n", DASH)),
-                signed(metric, difference.get("mean")),
-                between(metric, difference.get("interval")) or DASH,
-                between(metric, difference.get("t_interval")) or DASH,
-                plain(difference.get("effect_size")),
-                plain(difference.get("rank_biserial")),
-                plain(t.get("statistic")), chance(t.get("p")), chance(t.get("p_holm")),
-                plain(wilcoxon.get("statistic"), 1), chance(wilcoxon.get("p")), chance(wilcoxon.get("p_holm")),
-                f"{agree[0]} of {agree[1]}" if agree else DASH,
-            ]  # fmt: skip
-            found.append(Detail(method, heading(metric), cells, bool(difference.get("significant"))))
+            found.append(
+                Detail(
+                    method=method,
+                    metric=heading(metric),
+                    pairs=str(difference.get("n", DASH)),
+                    difference=signed(metric, difference.get("mean")),
+                    interval=between(metric, difference.get("interval")) or DASH,
+                    t_interval=between(metric, difference.get("t_interval")) or DASH,
+                    effect_size=plain(difference.get("effect_size")),
+                    rank_biserial=plain(difference.get("rank_biserial")),
+                    t=plain(t.get("statistic")),
+                    t_p=chance(t.get("p")),
+                    t_p_holm=chance(t.get("p_holm")),
+                    wilcoxon=plain(wilcoxon.get("statistic"), 1),
+                    wilcoxon_p=chance(wilcoxon.get("p")),
+                    wilcoxon_p_holm=chance(wilcoxon.get("p_holm")),
+                    agree=f"{agree[0]} of {agree[1]}" if agree else "",
+                    significant=bool(difference.get("significant")),
+                )
+            )
     return found
-
-
-def detail_columns(scene: Scene) -> list[str]:
-    """Return the headings of the details, the last only where partitions are crossed with seeds."""
-    crossed = bool(scene.study.info["design"].get("partitions"))
-    return list(DETAILS if crossed else DETAILS[:-1])
 
 
 def not_finished(scene: Scene) -> list[tuple[str, str, str, str]]:

@@ -8,16 +8,17 @@ nav ul { margin: 1rem 0 0; padding: 0; list-style: none; }
 nav li { display: inline-block; margin: 0 1.1rem .3rem 0; }
 a { color: var(--accent); }
 .number small { display: block; color: var(--soft); font-size: .86em; }
-td.better, td.worse { font-weight: 600; }
-td.better small, td.worse small { font-weight: 400; }
+td.better { font-weight: 600; }
+td.better small, thead small { font-weight: 400; }
 .mark { font-size: .8em; }
 .better .mark { color: var(--accent); }
 .worse .mark { color: var(--warn); }
 .baseline th { font-weight: 700; }
-.scroll th[scope=row], .scroll thead th:first-child { position: sticky; left: 0; max-width: 16rem; background: #fff;
-  overflow-wrap: anywhere; white-space: normal; min-width: 8rem; z-index: 1; }
+.scroll th[scope=row], .scroll thead th:first-child { position: sticky; left: 0; max-width: 15rem; background: #fff;
+  overflow-wrap: break-word; white-space: normal; min-width: 7rem; z-index: 1; }
+th.method { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; }
 .scroll td:last-child { min-width: 0; }
-.files { white-space: nowrap; }
+.files { white-space: nowrap; font-weight: 400; font-size: .9rem; }
 td.text { overflow-wrap: anywhere; min-width: 9rem; }
 .name { overflow-wrap: anywhere; }
 code { overflow-wrap: anywhere; font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .9em; }
@@ -166,10 +167,18 @@ TEMPLATE = (
 <h3>{{ scene.name }} {{ files("measures-" ~ scene.slug) }}</h3>
 {% if scene.levels %}
 <div class="scroll"><table>
+{% if scene.few %}
+<thead><tr><th scope="col">Measure</th>{% for method, _ in scene.levels %}<th scope="col" class="number method">{{ method }}</th>{% endfor %}</tr></thead>
+<tbody>{% for _, name in scene.level_columns %}{% set place = loop.index0 %}
+<tr><th scope="row">{{ name }}</th>{% for _, cells in scene.levels %}<td class="number" data-measure="{{ cells[place][1] }}">{{ cells[place][0] }}</td>{% endfor %}</tr>{% endfor %}
+</tbody>
+{% else %}
 <thead><tr><th scope="col">Method</th>{% for _, name in scene.level_columns %}<th scope="col" class="number">{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for method, cells in scene.levels %}
 <tr{% if method == baseline %} class="baseline"{% endif %}><th scope="row">{{ method }}</th>{% for text, value in cells %}<td class="number" data-measure="{{ value }}">{{ text }}</td>{% endfor %}</tr>{% endfor %}
-</tbody></table></div>
+</tbody>
+{% endif %}
+</table></div>
 {% else %}
 <p class="missing">No run of this scenario is finished.</p>
 {% endif %}
@@ -180,10 +189,16 @@ TEMPLATE = (
 {% for scene in scenes %}
 <h3>{{ scene.name }} {{ files("statistics-" ~ scene.slug) }}</h3>
 {% if scene.details %}
+{% set crossed = scene.details | selectattr("agree") | list %}
 <div class="scroll"><table>
-<thead><tr><th scope="col">Method</th><th scope="col">Measure</th>{% for name in scene.detail_columns %}<th scope="col" class="number">{{ name }}</th>{% endfor %}</tr></thead>
+<thead><tr><th scope="col">Method</th><th scope="col">Measure</th><th scope="col" class="number">Pairs</th><th scope="col" class="number">Difference<small>interval: bootstrap</small><small>t</small></th>
+<th scope="col" class="number">d<sub>z</sub><small>rank-biserial</small></th><th scope="col" class="number">t test: p, Holm<small>p</small><small>t</small></th><th scope="col" class="number">Wilcoxon: p, Holm<small>p</small><small>W</small></th>
+{% if crossed %}<th scope="col" class="number">Partitions<small>that agree</small></th>{% endif %}</tr></thead>
 <tbody>{% for row in scene.details %}
-<tr><th scope="row">{% if row.significant %}<b>{{ row.method }}</b>{% else %}{{ row.method }}{% endif %}</th><td class="way">{{ row.metric }}</td>{% for cell in row.cells[:scene.detail_columns | length] %}<td class="number">{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+<tr><th scope="row">{% if row.significant %}<b>{{ row.method }}</b>{% else %}{{ row.method }}{% endif %}</th><td>{{ row.metric }}</td><td class="number">{{ row.pairs }}</td>
+<td class="number">{{ row.difference }}<small>{{ row.interval }}</small><small>{{ row.t_interval }}</small></td><td class="number">{{ row.effect_size }}<small>{{ row.rank_biserial }}</small></td>
+<td class="number">{{ row.t_p_holm }}<small>{{ row.t_p }}</small><small>{{ row.t }}</small></td><td class="number">{{ row.wilcoxon_p_holm }}<small>{{ row.wilcoxon_p }}</small><small>{{ row.wilcoxon }}</small></td>
+{% if crossed %}<td class="number">{{ row.agree }}</td>{% endif %}</tr>{% endfor %}
 </tbody></table></div>
 {% else %}
 <p class="missing">There is no difference to test yet.</p>
@@ -221,9 +236,9 @@ TEMPLATE = (
 {{ pairs(origin, "Origin") }}
 <h3>Methods</h3>
 <div class="scroll"><table>
-<thead><tr><th scope="col">Method</th><th scope="col">Strategy</th><th scope="col">Changes to the scenario</th><th scope="col">Notes</th></tr></thead>
+<thead><tr><th scope="col">Method</th><th scope="col">Strategy</th><th scope="col">Changes to the scenario</th>{% if methods | selectattr("notes") | list %}<th scope="col">Notes</th>{% endif %}</tr></thead>
 <tbody>{% for method in methods %}
-<tr{% if method.label == baseline %} class="baseline"{% endif %}><th scope="row">{{ method.label }}</th><td>{{ method.strategy }}</td><td class="text">{% for change in method.changes %}<code>{{ change }}</code>{% if not loop.last %}<br>{% endif %}{% endfor %}</td><td class="text">{{ method.notes | join(" ") }}</td></tr>{% endfor %}
+<tr{% if method.label == baseline %} class="baseline"{% endif %}><th scope="row">{{ method.label }}</th><td>{{ method.strategy }}</td><td class="text">{% for change in method.changes %}<code>{{ change }}</code>{% if not loop.last %}<br>{% endif %}{% endfor %}</td>{% if methods | selectattr("notes") | list %}<td class="text">{{ method.notes | join(" ") }}</td>{% endif %}</tr>{% endfor %}
 </tbody></table></div>
 {% for scene in scenes %}
 {% if scene.toml %}
@@ -246,7 +261,9 @@ TEMPLATE = (
 {% endif %}
 
 <h2 id="definitions">Definitions</h2>
+<h3>Measures</h3>
 {{ pairs(definitions, "Measures") }}
+<h3>Statistics</h3>
 {{ pairs(terms, "Terms of the statistics") }}
 </main>
 </body>

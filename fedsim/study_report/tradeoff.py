@@ -106,7 +106,7 @@ def _panel(scene: Scene, axes: Axes, x: str, y: str) -> None:
         )  # fmt: skip
     axes.set_xlabel(heading(x))
     falls = better(y, higher_is_better=True) == "lower"
-    axes.set_ylabel(f"{heading(y)}{'; the axis points down' if falls else ''}")
+    axes.set_ylabel(f"{heading(y)}{', axis reversed' if falls else ''}")
     axes.margins(0.12)
     if falls:
         axes.invert_yaxis()

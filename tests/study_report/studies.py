@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
@@ -56,7 +57,7 @@ def make_study(
     for scenario in scenarios:
         for partition, seed in pairs_of:
             mark = f"{scenario}/{partition if partition is not None else '' if shared_partition else seed}"
-            sha = f"{abs(hash_of(mark)):064x}"
+            sha = f"{hash_of(mark):064x}"
             pairs.append(
                 {"scenario": scenario, "partition": partition, "seed": seed, "partition_sha256": sha,
                  "data_sha256": "da" * 32, "initial_sha256": f"{seed:064x}", "samples_sha256": None}
@@ -137,7 +138,7 @@ def edit(folder, change):
 
 
 def hash_of(text):
-    return int.from_bytes(text.encode()[-12:], "little") * 2654435761 % 2**61
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def write_run(folder, rng, skill, run, rounds, every, sha, system, names, *, written):
