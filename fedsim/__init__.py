@@ -1,7 +1,7 @@
 """fedsim: federated learning on this machine, a Ray cluster or real Flower processes, judged by whom it serves.
 
-    run = fedsim.load_run("runs/quickstart")      # tables of one run
-    study = fedsim.load_study("studies/fairness")  # tables of a comparison study
+`fedsim.load_run("runs/quickstart")` gives the tables of one run, `fedsim.load_study("studies/fairness")` those of a
+comparison study.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tidy tables of finished work: `load_run` reads a run folder, `load_study` a study folder.
 
-Only files are read: no scenario, data or model is needed. Accuracies are fractions, losses nats; unknown numbers are
-NaN. Whatever cannot be read is a line of `problems`, and the rest is there.
+Only files are read: no scenario, data or model is needed. Accuracies are fractions, losses nats; unknown numbers
+are NaN. Whatever cannot be read is a line of `problems`, and the rest is there.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Run:
         summary: summary.json; {} where the run was killed before it wrote one.
         clients: One row per (round, client).
         rounds: One row per round.
-        measures: Columns metric ("test_accuracy", ...), measure (a name of `fedsim.fairness.CONVENTIONS`) and value,
-            at the last evaluation.
+        measures: Columns metric ("test_accuracy", ...), measure (a name of `fedsim.fairness.CONVENTIONS`) and
+            value, at the last evaluation.
         problems: What could not be read, one line each.
     """
 
@@ -69,8 +69,8 @@ class Study:
     Attributes:
         path: The study folder.
         info: study.json.
-        runs: One row a run: `KEYS`, status and origin, every measure of test accuracy under its own name, of test
-            loss as "loss_<measure>", "central_<name>" and "system_<name>" where the study has them.
+        runs: One row a run: `KEYS`, status and origin, every measure of test accuracy under its own name, of
+            test loss as "loss_<measure>", "central_<name>" and "system_<name>" where the study has them.
         results: One row per scenario x method x metric: level and interval of the method, then "difference" to the
             baseline with its interval, effect sizes and tests.
         values: One row per scenario x method x metric x pair: the numbers that the results summarise.
@@ -208,6 +208,19 @@ def load_study(folder: str | Path) -> Study:
     )
 
 
+def planned_pairs(info: Mapping[str, Any], scenario: str) -> list[Record]:
+    """Return the pairs of a scenario in the order of its `values`, with their fingerprints where these are known.
+
+    Args:
+        info: study.json, whose own list has the pairs that a run is finished of.
+        scenario: The scenario's name.
+    """
+    design = info["design"]
+    known = {(p.get("partition"), p["seed"]): p for p in info.get("pairs") or [] if p["scenario"] == scenario}
+    plan = [(partition, seed) for partition in design.get("partitions") or [None] for seed in design["seeds"]]
+    return [{"partition": partition, "seed": seed, **known.get((partition, seed), {})} for partition, seed in plan]
+
+
 def _run_row(run: Mapping[str, Any]) -> Record:
     row = {name: run.get(name) for name in (*KEYS, *_RUN)}
     row |= dict(run.get("measures") or {})
@@ -267,12 +280,9 @@ def _bounds(record: Mapping[str, Any], name: str, prefix: str) -> Record:
 
 
 def _value_rows(info: Mapping[str, Any]) -> Iterator[Record]:
-    pairs: dict[str, list[Record]] = {}
-    for pair in info.get("pairs") or []:
-        pairs.setdefault(pair["scenario"], []).append(pair)
     for result in info.get("results") or []:
-        # Not strict: a study under way may list fewer values than pairs.
-        for pair, value in zip(pairs.get(result["scenario"], []), result.get("values") or [], strict=False):
+        pairs = planned_pairs(info, result["scenario"])
+        for pair, value in zip(pairs, result.get("values") or [], strict=True):
             yield {
                 "scenario": result["scenario"],
                 "method": result["method"],

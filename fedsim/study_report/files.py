@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -25,7 +25,7 @@ DPI = 160
 _HEADER = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 # Real fonts: a journal's check of a PDF refuses the outlines that are matplotlib's default.
-_PDF = {"pdf.fonttype": 42}
+_PDF: Any = {"pdf.fonttype": 42}
 
 
 def save_figure(folder: Path, name: str, drawing: Figure, label: str) -> str:
@@ -120,8 +120,10 @@ def _comparison(scene: Scene) -> str:
         rows.append([*cells, *([row.wins or DASH] if wins else [])])
     alpha = scene.study.info["design"].get("alpha", 0.05)
     caption = (
-        f"{scene.name}: mean \u00b1 standard deviation over pairs, and the mean paired difference to {scene.baseline} "
-        f"with its {scene.level} interval. A raised + (-) marks what is significantly better (worse): paired t test, "
+        f"{scene.name}: mean \u00b1 standard deviation over pairs, and the mean paired difference to "
+        f"{scene.baseline} "
+        f"with its {scene.level} interval. A raised + (-) marks what is significantly better (worse): paired t "
+        f"test, "
         f"Holm-corrected over methods and measures of this scenario, alpha = {alpha:g}."
         + (f" Clients: % served better / equally / worse than by {scene.baseline}." if wins else "")
     )
@@ -140,12 +142,13 @@ def _measures(scene: Scene) -> str:
 def _statistics(scene: Scene) -> str:
     header = ["n", "Difference", "Interval", "dz", "r", "t", "p", "p, Holm", "W", "p", "p, Holm"]
     rows = [
-        [d.method, d.metric, d.pairs, d.difference, d.interval, d.effect_size, d.rank_biserial, d.t, d.t_p, d.t_p_holm,
-         d.wilcoxon, d.wilcoxon_p, d.wilcoxon_p_holm]
+        [d.method, d.metric, d.pairs, d.difference, d.interval, d.effect_size, d.rank_biserial,
+         d.t, d.t_p, d.t_p_holm, d.wilcoxon, d.wilcoxon_p, d.wilcoxon_p_holm]
         for d in tables.details(scene)
     ]  # fmt: skip
     caption = (
-        f"{scene.name}: paired differences to {scene.baseline} with their {scene.level} bootstrap intervals, effect sizes (dz, "
+        f"{scene.name}: paired differences to {scene.baseline} with their {scene.level} bootstrap intervals, "
+        f"effect sizes (dz, "
         "matched-pairs rank-biserial r), paired t test and Wilcoxon's signed-rank test, raw and Holm-corrected."
     )
     return latex.table(
@@ -173,7 +176,8 @@ def _tuning(study: Study, scenes: list[Scene]) -> str:
     ]
     tuning = study.info["tuning"]
     caption = (
-        f"Chosen values: the best {heading(str(tuning.get('metric') or 'mean'))} of {tuning.get('budget')} trials a method "
+        f"Chosen values: the best {heading(str(tuning.get('metric') or 'mean'))} of {tuning.get('budget')} trials "
+        f"a method "
         "on data held out for tuning."
     )
     return latex.table(header, rows, caption=caption, label="tab:tuning", words=2)
@@ -189,6 +193,7 @@ def _trials(study: Study) -> pd.DataFrame:
 
 
 def _clients(scene: Scene) -> pd.DataFrame:
-    """Return the final accuracy of every client in every run: what the distributions and the heat map are made of."""
+    """Return the final accuracy of every client in every run: what the distributions and the heat map are made "
+    "of."""
     shown = [*KEYS, "client", "name", "test_accuracy", "test_loss", "test_examples", "train_examples"]
     return scene.final[[name for name in shown if name in scene.final]]

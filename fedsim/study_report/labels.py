@@ -122,7 +122,7 @@ def place(
 
 
 def _size(name: str, size: float, pixels: float) -> tuple[float, float]:
-    font = FontProperties(family="sans-serif", size=size)  # type: ignore[arg-type]
+    font = FontProperties(family="sans-serif", size=size)
     width, _, _ = TextToPath().get_text_width_height_descent(name, font, ismath=False)
     return float(width) * pixels + 2 * pixels, 1.25 * size * pixels
 
@@ -151,7 +151,7 @@ def _write(axes: Axes, name: str, box: Bbox, point: Points, pixels: float) -> Te
     inverse = axes.transData.inverted()
     middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
     where: Any = inverse.transform(middle)
-    text = axes.text(*where, name, ha="center", va="center", zorder=6)
+    text = axes.text(float(where[0]), float(where[1]), name, ha="center", va="center", zorder=6)
     text.set_bbox({"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.4})
     text.set_in_layout(False)
     nearest = np.clip(point, [box.x0, box.y0], [box.x1, box.y1])

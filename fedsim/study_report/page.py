@@ -1,8 +1,9 @@
-"""The page of a study: figures and tables of a study folder put into one file, and beside it as files of their own."""
+"""The page of a study: figures and tables of a study folder put into one file, and kept beside it as files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,7 +199,7 @@ def _picture(
 ) -> Picture:
     if not there:
         return Picture(f"{name}-{scene.slug}", None, "", missing)
-    return _drawn(scene.study, f"{name}-{scene.slug}", f"{scene.name}: {caption}", caption, lambda: draw(scene))
+    return _drawn(scene.study, f"{name}-{scene.slug}", f"{scene.name}: {caption}", caption, partial(draw, scene))
 
 
 def _drawn(study: Study, name: str, label: str, caption: str, draw: Callable[[], Figure]) -> Picture:
@@ -218,7 +219,7 @@ def _ranks(study: Study) -> dict[str, Any] | None:
     at = {(e["metric"], m): r for e in entries for m, r in zip(e["methods"], e["average"], strict=True)}
     return {
         "caution": ranks.caution(study),
-        "words": [sentence for entry in entries for sentence in ranks.words(entry)],
+        "words": list(dict.fromkeys(sentence for entry in entries for sentence in ranks.words(entry))),
         "header": [heading(metric) for metric in metrics],
         "rows": [
             (m, [f"{at[metric, m]:.2f}" if (metric, m) in at else "\u2013" for metric in metrics]) for m in labels
@@ -228,7 +229,7 @@ def _ranks(study: Study) -> dict[str, Any] | None:
             _drawn(
                 study, f"ranks-{entry['metric'].replace('_', '-')}",
                 f"Average ranks of the methods by {heading(entry['metric'])}.",
-                captions.ranks(entry), lambda entry=entry: ranks.critical_difference(entry),
+                captions.ranks(entry), partial(ranks.critical_difference, entry),
             )
             for entry in ranks.drawn(study)
         ],

@@ -78,8 +78,9 @@ def _panel(scene: Scene, axes: Axes, metric: str, methods: list[str]) -> None:
                 marker=_SHAPES[place % len(_SHAPES)],
                 label=f"a pair on partition {partition}" if order else "a pair",
             )  # fmt: skip
-        if difference.get("interval") is not None:
-            low, high = factor * np.array(difference["interval"])
+        interval = scene.interval(method, metric, of="difference")
+        if interval is not None:
+            low, high = factor * np.array(interval)
             axes.hlines(row - 0.14, low, high, color=colour, linewidth=2.4)
         axes.plot(
             factor * difference["mean"], row - 0.14, marker="D", markersize=6, color=colour, linestyle="",

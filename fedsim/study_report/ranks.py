@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -96,14 +97,15 @@ def words(entry: Record) -> list[str]:
         return found
     if critical > count - 1:
         found.append(
-            f"With {len(names)} scenarios two methods would have to differ by {critical:.2f} average ranks, and the "
+            f"With {len(names)} scenarios two methods would have to differ by {critical:.2f} average ranks, and "
+            f"the "
             f"first and the last can differ by {count - 1} at most: these ranks cannot tell any two methods apart."
         )
     else:
-        apart = _apart(entry, float(critical))
         found.append(
-            f"Two methods are told apart if their average ranks differ by at least {critical:.2f}"
-            + (f"; {apart} of {count * (count - 1) // 2} pairs of methods do." if apart else "; no two do.")
+            f"{title(entry['metric'])}: {_apart(entry) or 'none'} of {count * (count - 1) // 2} pairs of methods "
+            f"are told "
+            f"apart, which takes a small p of Friedman's test and {critical:.2f} average ranks between them."
         )
     return found
 
@@ -115,13 +117,15 @@ def caution(study: Study) -> str:
     if count >= 10:
         return ""
     return (
-        f"Each of the {count} scenarios counts once, whatever its number of pairs. Nemenyi's and Friedman's tests rely on "
+        f"Each of the {count} scenarios counts once, whatever its number of pairs. Nemenyi's and Friedman's tests "
+        f"rely on "
         "a large-sample approximation that is poor below some 10 data sets; read the ranks as a description, and "
         "the tests above, scenario by scenario, as evidence."
     )
 
 
-def _apart(entry: Record, critical: float) -> int:
-    average = np.array(entry["average"], dtype=np.float64)
-    gaps = np.abs(average[:, None] - average[None])
-    return int((gaps >= critical).sum() // 2)
+def _apart(entry: Record) -> int:
+    """Return how many pairs of methods are in no clique together."""
+    joined = {frozenset(two) for clique in entry.get("cliques") or [] for two in combinations(clique, 2)}
+    count = len(entry["methods"])
+    return count * (count - 1) // 2 - len(joined)

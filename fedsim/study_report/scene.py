@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.fairness import tail_size
-from fedsim.frames import KEYS, Record, Study
+from fedsim.frames import KEYS, Record, Study, planned_pairs
 from fedsim.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 
 MOST_COLOURS = 8
@@ -72,8 +72,8 @@ class Scene:
 
     @cached_property
     def pairs(self) -> list[Record]:
-        """The scenario's pairs, in the order of values in `result`."""
-        return self._mine("pairs")
+        """The scenario's pairs, in the order of `values`."""
+        return planned_pairs(self.study.info, self.name)
 
     @cached_property
     def runs(self) -> list[Record]:
@@ -89,14 +89,20 @@ class Scene:
         """Return a line of study.json's results, {} if there is none."""
         return self._results.get((method, metric), {})
 
+    def interval(self, method: str, metric: str, *, of: str = "level") -> list[float] | None:
+        """Return an interval of a method's level, or of its "difference" to the baseline; None where it is "
+        "unknown."""
+        result = self.result(method, metric)
+        record = result if of == "level" else result.get("difference") or {}
+        return known_interval(record.get("interval"))
+
     def win(self, method: str) -> Record:
         """Return the shares of clients better, equal and worse than with the baseline; {} if there are none."""
         return next((win for win in self._mine("wins") if win["method"] == method), {})
 
     def values(self, method: str, metric: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return the values in order of `pairs`, NaN where there is none, [pairs]."""
-        found = list(self.result(method, metric).get("values") or [])[: len(self.pairs)]
-        found += [None] * (len(self.pairs) - len(found))
+        found = self.result(method, metric).get("values") or [None] * len(self.pairs)
         return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
 
     @cached_property
@@ -157,6 +163,12 @@ class Scene:
     @cached_property
     def _results(self) -> dict[tuple[str, str], Record]:
         return {(result["method"], result["metric"]): result for result in self._mine("results")}
+
+
+def known_interval(interval: list[float | None] | None) -> list[float] | None:
+    """Return the ends of an interval; None where one is unknown or infinite."""
+    known = [end for end in interval or [] if end is not None]
+    return known if len(known) == 2 else None
 
 
 def scenes(study: Study) -> list[Scene]:

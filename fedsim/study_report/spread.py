@@ -64,8 +64,8 @@ def _accuracies(scene: Scene, method: str) -> NDArray[np.float64]:
 def _cumulative(axes: Axes, scene: Scene) -> None:
     for method in scene.evaluated:
         values = _accuracies(scene, method)
-        line = {"linestyle": "--"} if method == scene.baseline else {}
-        axes.ecdf(values, color=scene.colour(method), linewidth=1.5, **line)
+        line = "--" if method == scene.baseline else "-"
+        axes.ecdf(values, color=scene.colour(method), linewidth=1.5, linestyle=line)
     axes.set(xlabel="test accuracy (%)", ylabel="share of clients with at most this", ylim=(0, 1.02))
     axes.axhline(0.1, color=VERMILLION, linewidth=0.8, linestyle=":")
 
@@ -76,21 +76,21 @@ def _strips(axes: Axes, scene: Scene) -> None:
         values = _accuracies(scene, method)
         low, ten, quarter, middle, three, ninety, high = np.quantile(values, _QUANTILES)
         first = row == 0
-        axes.hlines(row, low, high, color=GREY, linewidth=1.0, label="all clients" if first else None)
+        axes.hlines(row, low, high, color=GREY, linewidth=1.0, label="all clients" if first else "")
         axes.barh(
             row, ninety - ten, left=ten, height=0.34, color=SKY, alpha=0.5, linewidth=0,
-            label="10 % to 90 %" if first else None,
+            label="10 % to 90 %" if first else "",
         )  # fmt: skip
         axes.barh(
             row, three - quarter, left=quarter, height=0.34, color=SKY, linewidth=0,
-            label="middle half" if first else None,
+            label="middle half" if first else "",
         )  # fmt: skip
         axes.vlines(
-            middle, row - 0.28, row + 0.28, color=INK, linewidth=2.0, label="median client" if first else None
+            middle, row - 0.28, row + 0.28, color=INK, linewidth=2.0, label="median client" if first else ""
         )
         axes.plot(
             100 * scene.worst_tenth[method], row, marker="D", markersize=5.5, color=VERMILLION, linestyle="",
-            label="mean of the worst 10 %" if first else None,
+            label="mean of the worst 10 %" if first else "",
         )  # fmt: skip
     method_rows(axes, scene, methods)
     axes.set_xlabel("test accuracy (%)")
@@ -200,6 +200,6 @@ def client_heat(scene: Scene) -> Figure:
     axes.set_xlabel(f"{found.columns}{more}")
     axes.axvline(tail_size(shown.shape[1], 0.1) - 0.5, color="white", linewidth=1.2, linestyle=":")
     bar = drawing.colorbar(image, ax=axes, label="test accuracy (%)", pad=0.015, fraction=0.03)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     image.cmap.set_bad(OTHERS)
     return drawing

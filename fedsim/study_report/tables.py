@@ -9,7 +9,7 @@ from fedsim.fairness import LEVELS
 from fedsim.frames import Record, Study
 from fedsim.report.tables import duration
 from fedsim.study_report.paired import rivals, verdict
-from fedsim.study_report.scene import Scene
+from fedsim.study_report.scene import Scene, known_interval
 from fedsim.study_report.units import (
     DASH,
     LOSS,
@@ -82,7 +82,7 @@ def against_baseline(scene: Scene) -> list[Row]:
                 int(scene.result(method, scene.tested[0]).get("n") or 0),
                 [_cell(scene, method, metric) for metric in scene.tested],
                 " / ".join(f"{100 * float(share or 0):.0f}" for share in shares) if known else "",
-                _shares(win.get("interval")),
+                _shares(known_interval(win.get("interval"))),
             )
         )
     return rows
@@ -100,7 +100,7 @@ def _cell(scene: Scene, method: str, metric: str) -> Cell:
     return Cell(
         spread(metric, result.get("mean"), result.get("std")),
         signed(metric, difference["mean"]) if difference.get("mean") is not None else "",
-        between(metric, difference.get("interval")),
+        between(metric, known_interval(difference.get("interval"))),
         MARKS[said],
         said,
         _exact(result.get("mean")),
@@ -148,8 +148,8 @@ def details(scene: Scene) -> list[Detail]:
                     metric=heading(metric),
                     pairs=str(difference.get("n", DASH)),
                     difference=signed(metric, difference.get("mean")),
-                    interval=between(metric, difference.get("interval")) or DASH,
-                    t_interval=between(metric, difference.get("t_interval")) or DASH,
+                    interval=between(metric, known_interval(difference.get("interval"))) or DASH,
+                    t_interval=between(metric, known_interval(difference.get("t_interval"))) or DASH,
                     effect_size=plain(difference.get("effect_size")),
                     rank_biserial=plain(difference.get("rank_biserial")),
                     t=plain(t.get("statistic")),
@@ -247,7 +247,10 @@ def _definition(metric: str) -> str:
     if not metric.startswith(LOSS):
         return definition(metric)
     turned = metric.removeprefix(LOSS) in LEVELS
-    return f"{definition(metric)}, of test losses{' (the worst are the highest)' if turned and 'worst' in metric else ''}"
+    return (
+        f"{definition(metric)}, of test "
+        f"losses{' (the worst are the highest)' if turned and 'worst' in metric else ''}"
+    )
 
 
 def time_spent(study: Study) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fedsim.fairness import better
 from fedsim.report.style import BLUE, GREY, INK, figure
+from fedsim.statistics import pareto
 from fedsim.study_report.labels import place, short_names, ticks
 from fedsim.study_report.scene import Scene
 from fedsim.study_report.units import heading, unit
@@ -74,7 +75,7 @@ def _intervals(scene: Scene, methods: list[str], x: str, y: str) -> NDArray[np.f
     found = []
     for method, point in zip(methods, _points(scene, methods, x, y), strict=True):
         for axis, metric in enumerate((x, y)):
-            interval = scene.result(method, metric).get("interval")
+            interval = scene.interval(method, metric)
             if interval is not None:
                 ends = np.tile(point, (2, 1))
                 ends[:, axis] = np.array(interval) * unit(metric).factor
@@ -94,14 +95,24 @@ def _panel(scene: Scene, axes: Axes, x: str, y: str) -> None:
     if best.any():
         corner = points[best][np.lexsort((points[best][:, 1], points[best][:, 0]))]
         axes.plot(*corner.T, color=BLUE, linestyle="--", linewidth=1.0, zorder=2)
-        axes.scatter(*points[best].T, s=44, color=BLUE, zorder=4, label="on the Pareto front of the means")
+        axes.scatter(
+            points[best, 0], points[best, 1], s=44, color=BLUE, zorder=4, label="on the Pareto front of the means"
+        )
     if not best.all():
         axes.scatter(
-            *points[~best].T, s=36, facecolor="white", edgecolor=GREY, linewidth=1.4, zorder=3, label="others"
+            points[~best, 0],
+            points[~best, 1],
+            s=36,
+            facecolor="white",
+            edgecolor=GREY,
+            linewidth=1.4,
+            zorder=3,
+            label="others",
         )
     if scene.baseline in methods:
+        own = points[methods.index(scene.baseline)]
         axes.scatter(
-            *points[methods.index(scene.baseline)], s=150, facecolor="none", edgecolor=INK, marker="s",
+            own[0], own[1], s=150, facecolor="none", edgecolor=INK, marker="s",
             linewidth=1.2, zorder=5, label="baseline",
         )  # fmt: skip
     axes.set_xlabel(heading(x))
@@ -138,7 +149,3 @@ def _key(axes: Axes, scene: Scene) -> None:
     for place_, name in enumerate(short_names(scene.measured, 28)):
         column, row = divmod(place_, rows)
         axes.text(column, row + 0.5, f"{place_ + 1}  {name}", fontsize=8.5, va="center").set_in_layout(False)
-
-
-def pareto(points):
-    return np.array([not any((o >= p).all() and (o > p).any() for o in points) for p in points])

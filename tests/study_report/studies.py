@@ -185,10 +185,10 @@ def described(values):
     known = np.array([v for v in values if v is not None], float)
     n = len(known)
     if n == 0:
-        return {"n": 0, "mean": None, "std": None, "interval": None, "t_interval": None}
+        return {"n": 0, "mean": None, "std": None, "interval": [None, None], "t_interval": [None, None]}
     mean = float(known.mean())
     if n < 2:
-        return {"n": n, "mean": mean, "std": None, "interval": None, "t_interval": None}
+        return {"n": n, "mean": mean, "std": None, "interval": [None, None], "t_interval": [None, None]}
     half = float(stats.t.ppf(0.975, n - 1) * known.std(ddof=1) / math.sqrt(n))
     bounds = [mean - half, mean + half]
     return {"n": n, "mean": mean, "std": float(known.std(ddof=1)), "interval": bounds, "t_interval": bounds}
@@ -308,7 +308,8 @@ def front_of(scenario, methods, results):
 def tuning_of(scenarios, methods):
     grid = {"client.lr": [0.01, 0.05, 0.1]}
     trials = [
-        {"scenario": s, "method": m, "values": {"client.lr": lr}, "score": None if lr == 0.1 and m == "term" else 0.8,
+        {"scenario": s, "method": m, "values": {"client.lr": lr},
+         "score": None if lr == 0.1 and m == "term" else 0.8,
          "error": "diverged" if lr == 0.1 and m == "term" else None}
         for s in scenarios
         for m in methods
