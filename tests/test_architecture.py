@@ -34,8 +34,14 @@ ALLOWED = {
     "datasets": ("fedsim/partitions/",),
     "typer": ("run_sim.py",),
     "rich": ("fedsim/profile.py", "fedsim/simulation.py", "run_sim.py"),
-    "pandas": ("fedsim/run_folder.py", "fedsim/report/", "fedsim/datasets/heart.py"),
-    "matplotlib": ("fedsim/report/",),
+    "pandas": (
+        "fedsim/run_folder.py",
+        "fedsim/report/",
+        "fedsim/study_report/",
+        "fedsim/frames.py",
+        "fedsim/datasets/heart.py",
+    ),
+    "matplotlib": ("fedsim/report/", "fedsim/study_report/"),
 }
 """Package -> where it may be imported."""
 

@@ -22,6 +22,9 @@ FIGURES, TABLES = "figures", "tables"
 
 DPI = 160
 
+DRAWN: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+"""Formats beside SVG, and what is left out of them so that the same figure is the same bytes."""
+
 _HEADER = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 # Real fonts: a journal's check of a PDF refuses the outlines that are matplotlib's default.
@@ -45,7 +48,7 @@ def save_figure(folder: Path, name: str, drawing: Figure, label: str) -> str:
     write(place / f"{name}.svg", _HEADER + text)
     with style.styled(), mpl.rc_context(_PDF), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        for suffix, metadata in DRAWN.items():
             buffer = io.BytesIO()
             drawing.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
             write(place / f"{name}.{suffix}", buffer.getvalue())
@@ -193,7 +196,6 @@ def _trials(study: Study) -> pd.DataFrame:
 
 
 def _clients(scene: Scene) -> pd.DataFrame:
-    """Return the final accuracy of every client in every run: what the distributions and the heat map are made "
-    "of."""
+    """Return every client's last evaluation in every run: what distributions and the heat map are made of."""
     shown = [*KEYS, "client", "name", "test_accuracy", "test_loss", "test_examples", "train_examples"]
     return scene.final[[name for name in shown if name in scene.final]]

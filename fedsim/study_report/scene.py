@@ -90,8 +90,7 @@ class Scene:
         return self._results.get((method, metric), {})
 
     def interval(self, method: str, metric: str, *, of: str = "level") -> list[float] | None:
-        """Return an interval of a method's level, or of its "difference" to the baseline; None where it is "
-        "unknown."""
+        """Return the interval of a method's level, or of its "difference"; None where it is unknown."""
         result = self.result(method, metric)
         record = result if of == "level" else result.get("difference") or {}
         return known_interval(record.get("interval"))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -16,6 +17,8 @@ from fedsim.report.partition import MOST_COLUMNS, column_means
 from fedsim.report.style import GREY, INK, SKY, VERMILLION, figure, short
 from fedsim.study_report.labels import short_names
 from fedsim.study_report.scene import MOST_COLOURS, OTHERS, Scene
+
+_COLOURS = colormaps["cividis"].with_extremes(bad=OTHERS)
 
 ROW = 0.24
 """Inches of a method's row: room for a name of 9 pt."""
@@ -181,7 +184,7 @@ def client_heat(scene: Scene) -> Figure:
     shown = column_means(values.T).T if many else values
     drawing = figure(1.9 + (1.1 * ROW if len(methods) <= 20 else ROW) * len(methods))
     axes = drawing.add_subplot()
-    image = axes.imshow(100 * shown, aspect="auto", cmap="cividis", interpolation="none")
+    image = axes.imshow(100 * shown, aspect="auto", cmap=_COLOURS, interpolation="none")
     method_rows(axes, scene, methods)
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.grid(visible=False)
@@ -201,5 +204,4 @@ def client_heat(scene: Scene) -> Figure:
     axes.axvline(tail_size(shown.shape[1], 0.1) - 0.5, color="white", linewidth=1.2, linestyle=":")
     bar = drawing.colorbar(image, ax=axes, label="test accuracy (%)", pad=0.015, fraction=0.03)
     bar.outline.set_visible(False)
-    image.cmap.set_bad(OTHERS)
     return drawing

@@ -16,6 +16,8 @@ td.better small, thead small { font-weight: 400; }
 .baseline th { font-weight: 700; }
 .scroll th[scope=row], .scroll thead th:first-child { position: sticky; left: 0; max-width: 15rem; background: #fff;
   overflow-wrap: break-word; white-space: normal; min-width: 7rem; z-index: 1; }
+.dense { font-size: .84rem; }
+.dense td.number, .dense th.number { padding-right: .7rem; }
 th.method { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; }
 .scroll td:last-child { min-width: 0; }
 .files { white-space: nowrap; font-weight: 400; font-size: .9rem; }
@@ -54,7 +56,6 @@ TEMPLATE = (
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
 <title>{{ title }}: a comparison of methods</title>
 <style>
 """
@@ -166,7 +167,7 @@ TEMPLATE = (
 {% for scene in scenes %}
 <h3>{{ scene.name }} {{ files("measures-" ~ scene.slug) }}</h3>
 {% if scene.levels %}
-<div class="scroll"><table>
+<div class="scroll"><table{% if scene.few %} class="dense"{% endif %}>
 {% if scene.few %}
 <thead><tr><th scope="col">Measure</th>{% for method, _ in scene.levels %}<th scope="col" class="number method">{{ method }}</th>{% endfor %}</tr></thead>
 <tbody>{% for _, name in scene.level_columns %}{% set place = loop.index0 %}
@@ -190,6 +191,7 @@ TEMPLATE = (
 <h3>{{ scene.name }} {{ files("statistics-" ~ scene.slug) }}</h3>
 {% if scene.details %}
 {% set crossed = scene.details | selectattr("agree") | list %}
+<details{% if scene.details | length <= 30 %} open{% endif %}><summary>{{ scene.details | length }} differences</summary>
 <div class="scroll"><table>
 <thead><tr><th scope="col">Method</th><th scope="col">Measure</th><th scope="col" class="number">Pairs</th><th scope="col" class="number">Difference<small>interval: bootstrap</small><small>t</small></th>
 <th scope="col" class="number">d<sub>z</sub><small>rank-biserial</small></th><th scope="col" class="number">t test: p, Holm<small>p</small><small>t</small></th><th scope="col" class="number">Wilcoxon: p, Holm<small>p</small><small>W</small></th>
@@ -200,6 +202,7 @@ TEMPLATE = (
 <td class="number">{{ row.t_p_holm }}<small>{{ row.t_p }}</small><small>{{ row.t }}</small></td><td class="number">{{ row.wilcoxon_p_holm }}<small>{{ row.wilcoxon_p }}</small><small>{{ row.wilcoxon }}</small></td>
 {% if crossed %}<td class="number">{{ row.agree }}</td>{% endif %}</tr>{% endfor %}
 </tbody></table></div>
+</details>
 {% else %}
 <p class="missing">There is no difference to test yet.</p>
 {% endif %}

@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from fedsim import statistics
 from fedsim.fairness import CONVENTIONS, better, fairness_block
 
 METRICS = ("mean", "worst_10", "std")
@@ -181,76 +181,43 @@ def write_run(folder, rng, skill, run, rounds, every, sha, system, names, *, wri
     return accuracy, loss
 
 
-def described(values):
-    known = np.array([v for v in values if v is not None], float)
-    n = len(known)
-    if n == 0:
-        return {"n": 0, "mean": None, "std": None, "interval": [None, None], "t_interval": [None, None]}
-    mean = float(known.mean())
-    if n < 2:
-        return {"n": n, "mean": mean, "std": None, "interval": [None, None], "t_interval": [None, None]}
-    half = float(stats.t.ppf(0.975, n - 1) * known.std(ddof=1) / math.sqrt(n))
-    bounds = [mean - half, mean + half]
-    return {"n": n, "mean": mean, "std": float(known.std(ddof=1)), "interval": bounds, "t_interval": bounds}
-
-
 def results_of(scenarios, methods, baseline, pairs, runs, metrics):
     value = {(r["scenario"], r["method"], r["partition"], r["seed"]): r for r in runs}
+    further = [name for name in CONVENTIONS if name not in ("n", *metrics)]
+    named = {name: ("measures", name) for name in (*metrics, *further)}
+    named |= {f"loss_{name}": ("loss", name) for name in ("mean", "worst_10")}
+    ways = {n: better(name, higher_is_better=block == "measures") for n, (block, name) in named.items()}
     results = []
-    further = [name for name in CONVENTIONS if name not in metrics]
     for scenario in scenarios:
         mine = [pair for pair in pairs if pair["scenario"] == scenario]
-        family = []
-        for metric in [*metrics, *further, "loss_mean", "loss_worst_10"]:
-            block, name = ("loss", metric[5:]) if metric.startswith("loss_") else ("measures", metric)
-
-            def of(method, block=block, name=name, mine=mine, scenario=scenario):
-                return [value[scenario, method, p["partition"], p["seed"]][block][name] for p in mine]
-
+        crossed = [pair["partition"] for pair in mine] if mine[0]["partition"] is not None else None
+        columns = {
+            method: {
+                metric: np.array(
+                    [value[scenario, method, p["partition"], p["seed"]][block][name] for p in mine], dtype=float
+                )
+                for metric, (block, name) in named.items()
+            }
+            for method in methods
+        }
+        differences = statistics.compare(columns, baseline, metrics, ways, partitions=crossed)
+        for metric in named:
             for method in methods:
-                values = of(method)
-                entry = {
-                    "scenario": scenario, "method": method, "metric": metric,
-                    "better": better(name, higher_is_better=block == "measures"), "tested": metric in metrics,
-                    "values": values, **described(values), "difference": None,
-                }  # fmt: skip
-                results.append(entry)
-                if method == baseline:
-                    continue
-                gaps = [a - b for a, b in zip(values, of(baseline), strict=True) if a is not None and b is not None]
-                entry["difference"] = difference_of(gaps, entry["better"])
-                if entry["tested"] and entry["difference"]["t"]["p"] is not None:
-                    family.append(entry["difference"])
-        for test in ("t", "wilcoxon"):
-            ordered = sorted(family, key=lambda d: d[test]["p"])
-            highest = 0.0
-            for place, difference in enumerate(ordered):
-                highest = max(highest, min(1.0, (len(ordered) - place) * difference[test]["p"]))
-                difference[test]["p_holm"] = highest
-        for difference in family:
-            difference["significant"] = difference["t"]["p_holm"] < 0.05 and difference["n"] >= 5
+                column = columns[method][metric]
+                about = statistics.describe(column[~np.isnan(column)])
+                results.append(
+                    {
+                        "scenario": scenario,
+                        "method": method,
+                        "metric": metric,
+                        "better": ways[metric],
+                        "tested": metric in metrics,
+                        "values": column.tolist(),
+                        **about._asdict(),
+                        "difference": differences[method][metric],
+                    }
+                )
     return results
-
-
-def difference_of(gaps, way):
-    t = wilcoxon = (None, None)
-    if len(gaps) >= 2 and np.std(gaps) > 0:
-        found = stats.ttest_1samp(gaps, 0)
-        t = (float(found.statistic), float(found.pvalue))
-        found = stats.wilcoxon(gaps)
-        wilcoxon = (float(found.statistic), float(found.pvalue))
-    elif gaps and not any(gaps):
-        t = wilcoxon = (0.0, 1.0)
-    seen = described(gaps)
-    mean = seen["mean"]
-    improves = None if not mean or way == "neither" else (mean > 0) == (way == "higher")
-    return {
-        **seen, "effect_size": mean / seen["std"] if seen["std"] else None,
-        "rank_biserial": 1.0 if mean and mean > 0 else -1.0,
-        "t": {"statistic": t[0], "p": t[1], "p_holm": None},
-        "wilcoxon": {"statistic": wilcoxon[0], "p": wilcoxon[1], "p_holm": None},
-        "significant": False, "improves": improves, "partitions_agree": None,
-    }  # fmt: skip
 
 
 def wins_of(scenarios, methods, baseline, runs):
@@ -269,40 +236,24 @@ def ranks_of(scenarios, methods, results, metrics):
         table = np.array(
             [[r["mean"] for r in results if r["scenario"] == s and r["metric"] == metric] for s in scenarios], float
         )
-        signed = -table if CONVENTIONS[metric][1] == "higher" else table
-        average = stats.rankdata(signed, axis=1).mean(axis=0)
-        k = len(methods)
-        q = float(stats.studentized_range.ppf(0.95, k, np.inf)) / math.sqrt(2)
-        critical = q * math.sqrt(k * (k + 1) / (6 * len(scenarios)))
-        order = np.argsort(average, kind="stable")
-        cliques = []
-        for first in range(k):
-            member = [methods[i] for i in order[first:] if average[i] - average[order[first]] <= critical]
-            if len(member) > 1 and not any(set(member) <= set(known) for known in cliques):
-                cliques.append(member)
-        test = stats.friedmanchisquare(*table.T) if k > 2 else None
+        ranked = statistics.ranks(table, higher_is_better=CONVENTIONS[metric][1] == "higher")
         found.append(
-            {"metric": metric, "datasets": list(scenarios), "methods": list(methods), "average": average.tolist(),
-             "friedman": {"statistic": float(test.statistic), "p": float(test.pvalue)} if test else None,
-             "critical_difference": critical, "cliques": cliques}
+            {"metric": metric, "datasets": list(scenarios), "methods": list(methods),
+             "average": ranked.average.tolist(), "friedman": ranked.friedman._asdict(),
+             "critical_difference": ranked.critical_difference,
+             "cliques": [[methods[place] for place in clique] for clique in ranked.cliques]}
         )  # fmt: skip
     return found
 
 
 def front_of(scenario, methods, results):
-    at = {
-        (r["method"], r["metric"]): r["mean"]
-        for r in results
-        if r["scenario"] == scenario and r["metric"] in ("mean", "worst_10") and r["mean"] is not None
-    }
-    known = [m for m in methods if (m, "mean") in at and (m, "worst_10") in at]
-    points = {m: (at[m, "mean"], at[m, "worst_10"]) for m in known}
-    front = [
-        m
-        for m in known
-        if not any(o != points[m] and o[0] >= points[m][0] and o[1] >= points[m][1] for o in points.values())
+    at = {(r["method"], r["metric"]): r["mean"] for r in results if r["scenario"] == scenario}
+    known = [
+        m for m in methods if not math.isnan(at.get((m, "mean"), math.nan) + at.get((m, "worst_10"), math.nan))
     ]
-    return {"scenario": scenario, "x": "mean", "y": "worst_10", "methods": front}
+    front = statistics.pareto(np.array([[at[m, "mean"], at[m, "worst_10"]] for m in known]).reshape(-1, 2))
+    methods = [m for m, is_on in zip(known, front, strict=True) if is_on]
+    return {"scenario": scenario, "x": "mean", "y": "worst_10", "methods": methods}
 
 
 def tuning_of(scenarios, methods):
