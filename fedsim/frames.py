@@ -140,7 +140,7 @@ class Study:
                 run = read(self.path / record["folder"])
             except DataError as error:
                 if record.get("status") == "finished":
-                    self._problems.append(str(error))
+                    self._problems.append(str(error).replace(f"{self.path}/", ""))
                 continue
             if record.get("status") == "finished":
                 self._problems.extend(f"{record['folder']}: {problem}" for problem in run.problems)

@@ -9,12 +9,6 @@ from fedsim.study_report.scene import Scene
 from fedsim.study_report.spread import heat
 from fedsim.study_report.units import title
 
-COST = (
-    "The same on the virtual clock of the scenario's [system] (above), and over the bytes sent to and from the "
-    "clients, "
-    "those of lost clients included (below). A round stands at the mean time, or traffic, over pairs."
-)
-
 TERMS = (
     (
         "pair",
@@ -110,6 +104,16 @@ def rounds(scene: Scene) -> str:
     others = len(scene.methods) - len(scene.prominent)
     more = f" In colour: the baseline and the best worst 10 % at the end; grey: {others} others." if others else ""
     return f"Mean over {_pairs(scene)}; the band reaches from the lowest to the highest pair.{more}"
+
+
+def cost(scene: Scene) -> str:
+    """Return what the figure against simulated time and traffic shows."""
+    return (
+        f"The same on the virtual clock of the scenario's [system] (above), and over the bytes sent to and from "
+        f"the "
+        f"clients, those of lost clients included (below). A round stands at the mean time, or traffic, over "
+        f"{_pairs(scene)}."
+    )
 
 
 def differences(scene: Scene) -> str:

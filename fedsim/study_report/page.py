@@ -133,7 +133,7 @@ def _scene(scene: Scene) -> dict[str, Any]:
         "comparison": tables.against_baseline(scene),
         "comparison_hint": captions.comparison(scene),
         "wins": tables.has_wins(scene),
-        "figures": [(head, list(pictures)) for head, pictures in _figures(scene)],
+        "figures": list(_figures(scene)),
         "not_finished": tables.not_finished(scene),
         "level_columns": tables.level_columns(scene),
         "levels": tables.levels(scene),
@@ -145,61 +145,37 @@ def _scene(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _figures(scene: Scene) -> Iterator[tuple[str, list[Picture]]]:
-    there, rounds = bool(scene.evaluated), progress.has_rounds(scene)
-    yield (
-        "Accuracy against fairness",
-        [
-            _picture(
-                scene, "tradeoff", captions.tradeoff(scene), tradeoff.accuracy_against_fairness,
-                there=bool(tradeoff.panels(scene)),
-            )
-        ],
-    )  # fmt: skip
-    yield (
-        "How accuracy is spread over clients",
-        [
-            _picture(
-                scene, "distribution", captions.distribution(scene), spread.distribution, there=there
-            )
-        ],
-    )  # fmt: skip
-    yield (
-        "Pair by pair",
-        [
-            _picture(
-                scene, "paired", captions.differences(scene), paired.differences,
-                there=bool(paired.rivals(scene)), missing="There is no difference to the baseline to show yet.",
-            )
-        ],
-    )  # fmt: skip
-    yield (
-        "Over the rounds",
-        [
-            _picture(scene, "rounds", captions.rounds(scene), progress.accuracy_over_rounds, there=rounds),
-            *(
-                [_picture(scene, "cost", captions.COST, progress.accuracy_against_cost, there=True)]
-                if progress.has_clock(scene)
-                else []
-            ),
-        ],
-    )
-    yield (
-        "Who gains and who loses",
-        [
-            _picture(
-                scene, "clients", captions.clients(scene) if there else "", spread.client_heat, there=there
-            )
-        ],
-    )  # fmt: skip
+def _figures(scene: Scene) -> Iterator[tuple[str, str, list[Picture]]]:
+    """Yield each heading, the table that its figures are made of where there is one, and the figures."""
+    there = bool(scene.evaluated)
 
+    def one(
+        name: str,
+        caption: Callable[[Scene], str],
+        draw: Callable[[Scene], Figure],
+        known: bool,
+        missing: str = _NOTHING,
+    ) -> Picture:
+        name = f"{name}-{scene.slug}"
+        if not known:
+            return Picture(name, None, "", missing)
+        said = caption(scene)
+        return _drawn(scene.study, name, f"{scene.name}: {said}", said, partial(draw, scene))
 
-def _picture(
-    scene: Scene, name: str, caption: str, draw: Callable[[Scene], Figure], *, there: bool, missing: str = _NOTHING
-) -> Picture:
-    if not there:
-        return Picture(f"{name}-{scene.slug}", None, "", missing)
-    return _drawn(scene.study, f"{name}-{scene.slug}", f"{scene.name}: {caption}", caption, partial(draw, scene))
+    known = bool(tradeoff.panels(scene))
+    shown = [one("tradeoff", captions.tradeoff, tradeoff.accuracy_against_fairness, known)]
+    yield "Accuracy against fairness", "", shown
+    shown = [one("distribution", captions.distribution, spread.distribution, there)]
+    yield "How accuracy is spread over clients", "", shown
+    nothing = "There is no difference to the baseline to show yet."
+    shown = [one("paired", captions.differences, paired.differences, bool(paired.rivals(scene)), nothing)]
+    yield "Pair by pair", "", shown
+    shown = [one("rounds", captions.rounds, progress.accuracy_over_rounds, progress.has_rounds(scene))]
+    if progress.has_clock(scene):
+        shown.append(one("cost", captions.cost, progress.accuracy_against_cost, known=True))
+    yield "Over the rounds", "", shown
+    shown = [one("clients", captions.clients, spread.client_heat, there)]
+    yield "Who gains and who loses", "clients", shown
 
 
 def _drawn(study: Study, name: str, label: str, caption: str, draw: Callable[[], Figure]) -> Picture:

@@ -110,15 +110,15 @@ def method_rows(axes: Axes, scene: Scene, methods: list[str]) -> None:
     size = 9 if len(methods) <= 20 else 8.5
     axes.set_yticks(range(len(methods)), short_names(methods, 26), fontsize=size)
     axes.set_ylim(len(methods) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0, pad=7)
+    axes.tick_params(axis="y", length=0, pad=16 if len(scene.methods) <= MOST_COLOURS else 4)
     axes.grid(visible=False, axis="y")
     for row, (text, method) in enumerate(zip(axes.get_yticklabels(), methods, strict=True)):
         if method == scene.baseline:
             text.set_fontweight("bold")
         if len(scene.methods) <= MOST_COLOURS:
-            axes.plot(
-                0, row, marker="o", markersize=6, color=scene.colour(method), clip_on=False, zorder=7,
-                transform=axes.get_yaxis_transform(),
+            axes.annotate(
+                "\u25cf", (0, row), (-4, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+                ha="right", va="center", fontsize=10, color=scene.colour(method), annotation_clip=False,
             )  # fmt: skip
 
 

@@ -14,10 +14,12 @@ td.better small, thead small { font-weight: 400; }
 .better .mark { color: var(--accent); }
 .worse .mark { color: var(--warn); }
 .baseline th { font-weight: 700; }
-.scroll th[scope=row], .scroll thead th:first-child { position: sticky; left: 0; max-width: 15rem; background: #fff;
+.scroll th[scope=row], .scroll thead th:first-child { position: sticky; left: 0; max-width: 17rem; background: #fff;
   overflow-wrap: break-word; white-space: normal; min-width: 7rem; z-index: 1; }
 .dense { font-size: .84rem; }
 .dense td.number, .dense th.number { padding-right: .7rem; }
+.compact td.number, .compact th.number { padding-right: .9rem; }
+.compact th.number { white-space: normal; }
 th.method { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; }
 .scroll td:last-child { min-width: 0; }
 .files { white-space: nowrap; font-weight: 400; font-size: .9rem; }
@@ -25,10 +27,10 @@ td.text { overflow-wrap: anywhere; min-width: 9rem; }
 .name { overflow-wrap: anywhere; }
 code { overflow-wrap: anywhere; font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .9em; }
 pre { overflow-wrap: anywhere; }
-@media (max-width: 44rem) {
+@media (max-width: 51rem) {
   body { padding: 1.2rem 1rem 3rem; }
   .drawing { overflow-x: auto; }
-  .drawing svg { min-width: 42rem; }
+  .drawing svg { min-width: 48rem; }
   .pairs th { width: 8rem; }
 }
 """
@@ -115,7 +117,7 @@ TEMPLATE = (
 
 <h3>Against {{ baseline }} {{ files("comparison-" ~ scene.slug) }}</h3>
 {% if scene.comparison %}
-<div class="scroll"><table>
+<div class="scroll"><table class="compact">
 <thead><tr><th scope="col">Method</th>
 {% for name in tested %}<th scope="col" class="number">{{ name }}</th>{% endfor %}
 {% if scene.wins %}<th scope="col" class="number">Clients better /<br>equal / worse (%)</th>{% endif %}</tr></thead>
@@ -131,8 +133,8 @@ TEMPLATE = (
 <p class="missing">No run of this scenario is finished.</p>
 {% endif %}
 
-{% for head, pictures in scene.figures %}
-<h3>{{ head }}</h3>
+{% for head, table, pictures in scene.figures %}
+<h3>{{ head }}{% if table %} {{ files(table ~ "-" ~ scene.slug, False) }}{% endif %}</h3>
 {% for picture in pictures %}
 {{ figure(picture) }}
 {% endfor %}
@@ -186,18 +188,18 @@ TEMPLATE = (
 {% endfor %}
 <p class="hint">Mean ± standard deviation over pairs, of the clients' test accuracies at the last evaluation and, where it says so, of their test losses. Standard deviation and variance over clients shrink when everyone gets worse: read them beside the mean.</p>
 
-<h2 id="tests">Tests in detail</h2>
+<h2 id="tests">Tests in detail {{ files("values", False) }}</h2>
 {% for scene in scenes %}
 <h3>{{ scene.name }} {{ files("statistics-" ~ scene.slug) }}</h3>
 {% if scene.details %}
 {% set crossed = scene.details | selectattr("agree") | list %}
 <details{% if scene.details | length <= 30 %} open{% endif %}><summary>{{ scene.details | length }} differences</summary>
-<div class="scroll"><table>
+<div class="scroll"><table class="compact">
 <thead><tr><th scope="col">Method</th><th scope="col">Measure</th><th scope="col" class="number">Pairs</th><th scope="col" class="number">Difference<small>interval: bootstrap</small><small>t</small></th>
 <th scope="col" class="number">d<sub>z</sub><small>rank-biserial</small></th><th scope="col" class="number">t test: p, Holm<small>p</small><small>t</small></th><th scope="col" class="number">Wilcoxon: p, Holm<small>p</small><small>W</small></th>
 {% if crossed %}<th scope="col" class="number">Partitions<small>that agree</small></th>{% endif %}</tr></thead>
 <tbody>{% for row in scene.details %}
-<tr><th scope="row">{% if row.significant %}<b>{{ row.method }}</b>{% else %}{{ row.method }}{% endif %}</th><td>{{ row.metric }}</td><td class="number">{{ row.pairs }}</td>
+<tr><th scope="row">{% if row.significant %}<b>{{ row.method }}</b>{% else %}{{ row.method }}{% endif %}</th><td class="way">{{ row.metric }}</td><td class="number">{{ row.pairs }}</td>
 <td class="number">{{ row.difference }}<small>{{ row.interval }}</small><small>{{ row.t_interval }}</small></td><td class="number">{{ row.effect_size }}<small>{{ row.rank_biserial }}</small></td>
 <td class="number">{{ row.t_p_holm }}<small>{{ row.t_p }}</small><small>{{ row.t }}</small></td><td class="number">{{ row.wilcoxon_p_holm }}<small>{{ row.wilcoxon_p }}</small><small>{{ row.wilcoxon }}</small></td>
 {% if crossed %}<td class="number">{{ row.agree }}</td>{% endif %}</tr>{% endfor %}
