@@ -4,7 +4,7 @@
 
 Each sample is drawn from a distribution with a known mean. `percentile` and `BCa` are SciPy's, `bootstrap t` is the
 ordinary studentised bootstrap, every resample with its exact probability for n up to 8; `beta t` is what
-fedsim.statistics reports, and `beta t/n` the same with s divided by n, as in its paper. Width is relative to
+fedsim.statistics reports, and `beta t/n` the same with a variance that divides by n. Width is relative to
 Student's interval of the same sample: the median over samples, and after it the 95th percentile.
 """
 

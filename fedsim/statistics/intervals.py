@@ -90,8 +90,8 @@ def beta_bootstrap_t(ascending: Floats, level: float, seed: int) -> Interval:
 
     A resample weighs the values by w_i / sum w with w_i from Beta(1/2, 3/2) instead of by how often each was
     drawn, so no resample has spread 0. With m* and s* its mean and standard deviation and q the quantiles of
-    (m* - m) / s*, the interval is (m - q_high s, m - q_low s). s* divides by the sum of the weights and s by n - 1,
-    where the paper divides by n: a factor of sqrt(n / (n - 1)), for which skewed samples of 5 have use.
+    (m* - m) / s*, the interval is (m - q_high s, m - q_low s). The variance of s* is the weighted mean of
+    squares; that of s divides by n - 1, not n: wider by sqrt(n / (n - 1)), for which skewed samples of 5 have use.
 
     Args:
         ascending: [n >= 2] sorted values, not all equal.
