@@ -65,6 +65,7 @@ CORE = (
     "fedsim.errors",
     "fedsim.fairness",
     "fedsim.system.*",
+    "fedsim.statistics.*",
 )
 """The training core: it runs, and can be measured, on a machine that has only PyTorch."""
 
@@ -130,6 +131,7 @@ def test_rules_and_training_see_their_own_base_types_only() -> None:
         "fedsim/models/": ("fedsim.models", "fedsim.plugins", "fedsim.seeds", "fedsim.errors"),
         "fedsim/metrics/": ("fedsim.metrics", "fedsim.plugins"),
         "fedsim/datasets/": ("fedsim.datasets", "fedsim.plugins", "fedsim.seeds", "fedsim.errors"),
+        "fedsim/statistics/": ("fedsim.statistics", "fedsim.fairness"),
         "fedsim/system/": ("fedsim.system", "fedsim.plugins", "fedsim.seeds", "fedsim.errors", "clients.batches"),
         "clients/training.py": ("clients", "fedsim.datasets", "fedsim.parameters"),
         "clients/evaluation.py": ("fedsim.datasets", "fedsim.metrics", "fedsim.models", "fedsim.parameters"),
