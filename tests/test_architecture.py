@@ -33,8 +33,8 @@ ALLOWED = {
     "flwr_datasets": ("fedsim/partitions/",),
     "datasets": ("fedsim/partitions/",),
     "typer": ("run_sim.py",),
-    "rich": ("fedsim/profile.py", "fedsim/simulation.py", "run_sim.py"),
-    "pandas": ("fedsim/run_folder.py", "fedsim/report/", "fedsim/datasets/heart.py"),
+    "rich": ("fedsim/profile.py", "fedsim/simulation.py", "fedsim/study/", "run_sim.py"),
+    "pandas": ("fedsim/run_folder.py", "fedsim/report/", "fedsim/study/", "fedsim/datasets/heart.py"),
     "matplotlib": ("fedsim/report/",),
 }
 """Package -> where it may be imported."""
