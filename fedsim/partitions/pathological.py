@@ -89,7 +89,7 @@ class Pathological(Partition):
             rows = order[shuffled == label]
             if len(rows) < sharing:
                 raise DataError(
-                    f"partition.num_clients: {sharing} clients share class {label}, which has {len(rows)} examples; "
+                    f"partition.num_clients: {sharing} clients share class {label} of {len(rows)} examples; "
                     "lower partition.num_clients or classes_per_client"
                 )
             for client, share in enumerate(np.array_split(rows, sharing), start=first):
