@@ -275,7 +275,7 @@ def _wins(design: Design, base: Base, found: Sequence[Gathered]) -> list[Record]
                 "better": about.mean,
                 "equal": float(np.mean([s.equal for s in shares])) if shares else math.nan,
                 "worse": float(np.mean([s.worse for s in shares])) if shares else math.nan,
-                "interval": list(about.interval),
+                "interval": [min(max(end, 0.0), 1.0) for end in about.interval],
                 "n": about.n,
             }
         )
