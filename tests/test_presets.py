@@ -230,6 +230,14 @@ def test_every_preset_has_a_tier_and_a_study_that_can_be_run(name: str) -> None:
     assert (plan is not None) == ("tune" in table["study"])
 
 
+def test_a_study_that_says_nothing_of_seeds_has_five() -> None:
+    silent = Scenario.load("quickstart").table()
+    del silent["study"]["seeds"]
+    study = Scenario.of(silent).study
+    assert study is not None
+    assert study.seeds == (0, 1, 2, 3, 4)
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_expectations_are_of_methods_and_measures_there_are(name: str) -> None:
     expected = layered(FILES[name]).get("expect", {})

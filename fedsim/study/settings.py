@@ -109,7 +109,7 @@ class StudySettings(Options):
     scenarios: tuple[str, ...] = ()
     methods: tuple[Method, ...] = ()
     baseline: str = ""
-    seeds: int | tuple[int, ...] = 5
+    seeds: int | tuple[int, ...] = (0, 1, 2, 3, 4)
     partitions: int | tuple[int, ...] | None = None
     metrics: tuple[str, ...] = TESTED
     changes: tuple[str, ...] = ()
