@@ -94,13 +94,13 @@ def plan(design: Design) -> Plan | None:
 def grid_of(settings: TuneSettings, design: Design, method: Method) -> dict[str, tuple[Any, ...]]:
     """Return the values a method is tuned over: the common ones, and those of its own options.
 
-    What a method sets itself is not tuned, nor a number that it does not have.
+    What a method sets itself is tuned only where `own` names it, and a number that it does not have is not.
     """
     scenario = design.bases[0].with_method(method, design.pairs[0])
     declared = {f"strategy.{name}": values for name, values in getattr(scenario.strategy, "tunes", {}).items()}
-    own = settings.own.get(method.strategy, declared)
-    fixed = {change.partition("=")[0].strip() for change in method.changes}
-    grid = {**settings.grid, **own}
+    asked = settings.own.get(method.strategy)
+    fixed = {change.partition("=")[0].strip() for change in method.changes} - set(asked or {})
+    grid = {**settings.grid, **(declared if asked is None else asked)}
     return {
         key: tuple(values)
         for key, values in grid.items()
