@@ -58,14 +58,21 @@ def run(
     profile: Annotated[
         bool, typer.Option("--profile", help="Say at the end where the time went and how busy each worker was.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--track", metavar="SINK", help="Pass the numbers on: tensorboard, mlflow, wandb; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Run a scenario and leave a run folder with every number and a report."""
     from fedsim import interrupt
     from fedsim.simulation import simulate
+    from fedsim.tracking import changes_of
 
     interrupt.install()
     _set_data(data)
-    folder = simulate(scenario, changes or [], out, profile=profile)
+    folder = simulate(scenario, [*(changes or []), *changes_of(track or [])], out, profile=profile)
     typer.echo(f"report: {folder / 'report.html'}")
     typer.echo(folder)
 
@@ -118,9 +125,9 @@ def list_(
     family: Annotated[
         str | None,
         typer.Argument(
-            help="strategies, datasets, partitions, models, hooks, metrics, availability, rates, "
-            "partial_work or scenarios; one of them by name; or a table: client, server, engine, evaluation, "
-            "system."
+            help="strategies, datasets, partitions, models, hooks, metrics, sinks, availability, "
+            "rates, partial_work or scenarios; one of them by name; or a table: client, server, engine, "
+            "evaluation, system, tracking."
         ),
     ] = None,
 ) -> None:

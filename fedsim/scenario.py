@@ -35,7 +35,7 @@ from fedsim.models import Model
 from fedsim.partitions import Partition
 from fedsim.plugins import Options, Plugin, UnknownPluginError
 from fedsim.sentences import sentences
-from fedsim.settings import ClientSettings, EngineSettings, Section, ServerSettings
+from fedsim.settings import ClientSettings, EngineSettings, Section, ServerSettings, TrackingSettings
 from fedsim.system.settings import SystemSettings
 from strategies import stock_options
 from strategies.rules import AnyRule
@@ -78,6 +78,7 @@ class Scenario(BaseModel):
     engine: EngineSettings = EngineSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     system: SystemSettings | None = None
+    tracking: TrackingSettings | None = None
 
     @staticmethod
     def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -134,11 +135,11 @@ class Scenario(BaseModel):
         return tomli_w.dumps(self.table())
 
     def digest(self) -> str:
-        """Return a hash of what determines the results: all but names, places of work and checkpoints.
+        """Return a hash of what determines the results: all but names, places of work, checkpoints and trackers.
 
         Files that it names (initial weights, a teacher's) enter by their path, not by what is in them.
         """
-        table = {k: v for k, v in self.table().items() if k not in ("name", "description")}
+        table = {k: v for k, v in self.table().items() if k not in ("name", "description", "tracking")}
         bitless = ("backend", "address", "workers", "memory_per_worker_mb", "checkpoint_every")
         table["engine"] = {k: v for k, v in table["engine"].items() if k not in bitless}
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
@@ -264,6 +265,7 @@ TABLES: Mapping[str, type[Options]] = {
     "engine": EngineSettings,
     "evaluation": EvaluationSettings,
     "system": SystemSettings,
+    "tracking": TrackingSettings,
 }
 """Plain tables, which name no plugin themselves."""
 

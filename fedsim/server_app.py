@@ -37,8 +37,10 @@ from fedsim.resume import Checkpoints, Saved, hashes_of
 from fedsim.rounds import Callback, CentralEvaluation, Round, run_rounds
 from fedsim.run_folder import RunFolder, default_folder, refuse_used
 from fedsim.scenario import Scenario, overrides_of
+from fedsim.sinks import Status
 from fedsim.system.crowd import Crowd
 from fedsim.system.model import Demand, System
+from fedsim.tracking import Tracking
 from fedsim.wire import pack_arrays, unpack_arrays
 from strategies.flower import RuleStrategy
 from strategies.stock import StockStrategy
@@ -105,10 +107,12 @@ def _conduct(
             log.warning("%s", note)
         for worker in grid.usage().workers if isinstance(grid, BlockGrid) else ():
             log.info("%s is process %d on %s", worker.name, worker.pid, worker.node)
-        status, reason = "failed", None
+        status: Status = "failed"
+        reason = None
+        tracking = Tracking(run, scenario, saved.position if saved is not None else None)
         try:
             save_partition_figure(folder)
-            _rounds(scenario, federation, grid, run, callbacks, saved, watch)
+            _rounds(scenario, federation, grid, run, [tracking, *callbacks], saved, watch)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -124,6 +128,7 @@ def _conduct(
             raise
         finally:
             _leave(run, status, reason, watch.found(grid.usage()) if isinstance(grid, BlockGrid) else None)
+            tracking.finish(status)
     return run.summary
 
 
@@ -150,8 +155,11 @@ def build_federation(scenario: Scenario) -> Federation:
 
     Raises:
         DataError: Data are missing or cannot be divided as asked.
-        ScenarioError: More clients a round than there are.
+        ScenarioError: More clients a round than there are, or a sink whose package is not installed.
     """
+    absent = list(scenario.tracking.missing()) if scenario.tracking is not None else []
+    if absent:
+        raise ScenarioError(scenario.name, absent)
     federation = Federation.build(scenario.data, scenario.partition, scenario.seed, data_root())
     wanted = scenario.server.clients_per_round
     if wanted is not None and wanted > federation.num_clients:

@@ -36,6 +36,9 @@ ALLOWED = {
     "rich": ("fedsim/profile.py", "fedsim/simulation.py", "run_sim.py"),
     "pandas": ("fedsim/run_folder.py", "fedsim/report/", "fedsim/datasets/heart.py"),
     "matplotlib": ("fedsim/report/",),
+    "tensorboard": ("fedsim/sinks/tensorboard.py",),
+    "mlflow": ("fedsim/sinks/mlflow.py",),
+    "wandb": ("fedsim/sinks/wandb.py",),
 }
 """Package -> where it may be imported."""
 

@@ -1,0 +1,229 @@
+"""Tracking: the numbers of a run, passed on to sinks while it goes on (fedsim/sinks, docs/tracking.md).
+
+Each sink has a thread. A tracker that fails, or that falls silent, is dropped with a warning in the log; the run
+neither stops nor waits for it, save for a while at the end. tracking.json in the run folder holds what each tracker
+calls the run and the last round it was told, so that a run that is taken up again goes on there, no round twice and
+none left out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedsim import plugins
+from fedsim.errors import FedSimError
+from fedsim.journal import Journal, column_of
+from fedsim.rounds import Round
+from fedsim.run_folder import CHECKPOINT, JOURNAL, RunFolder
+from fedsim.scenario import Scenario
+from fedsim.settings import SINKS, TrackingSettings
+from fedsim.sinks import Session, Sink, Status, Told, Tracked, flat
+
+MEMORY = "tracking.json"
+"""File of a run folder that is tracked."""
+
+CLIENTS = ("test_accuracy", "test_loss")
+"""What sinks are told of every client."""
+
+SUMMED_UP = ("fairness", "central", "pooled", "system")
+"""What of summary.json sinks are told at the end."""
+
+STALLED_S = 300.0
+"""Seconds that a tracker may take over one round before it is dropped."""
+
+FAREWELL_S = 60.0
+"""Seconds that it may take over one round when the run is over and everybody waits for it."""
+
+log = logging.getLogger("fedsim")
+
+
+def changes_of(names: Sequence[str]) -> list[str]:
+    """Return the overrides of a scenario that add sinks by name.
+
+    >>> changes_of(["mlflow"])
+    ['tracking.sinks={"mlflow" = {}}']
+    """
+    return [f"tracking.sinks={{{json.dumps(name)} = {{}}}}" for name in names]
+
+
+class _End(NamedTuple):
+    status: Status
+    summary: Mapping[str, float]
+
+
+class Tracking:
+    """Tells sinks what happens in a run; a callback of the round loop, after the run folder.
+
+    Args:
+        run: The run folder; it has taken down a round before this is told of it.
+        scenario: The resolved scenario.
+        position: Where the run folder stood when the run is taken up again, see `RunFolder.position`; None for a
+            new run.
+    """
+
+    def __init__(self, run: RunFolder, scenario: Scenario, position: Mapping[str, Any] | None = None) -> None:
+        settings = scenario.tracking or TrackingSettings()
+        self._run, self._last = run, -1
+        memory = _Memory(run.path / MEMORY, fresh=position is None)
+        table = {key: value for key, value in scenario.table().items() if key != "tracking"}
+        tags = {
+            "scenario": scenario.name,
+            "method": scenario.method,
+            "partition": plugins.spelled(scenario.partition, "fedsim.partitions"),
+            "seed": str(scenario.seed),
+            **settings.tags,
+        }
+        runs = {
+            name: Tracked(run.path.resolve(), table, tags, *memory.of(name))
+            for sink in settings.sinks
+            for name in (plugins.spelled(sink, SINKS),)
+        }
+        self._feeds = [
+            _Feed(name, sink, tracked, memory)
+            for (name, tracked), sink in zip(runs.items(), settings.sinks, strict=True)
+        ]
+        if position is not None and runs:
+            self._tell_past(position, min(tracked.reached for tracked in runs.values()))
+
+    def __call__(self, finished: Round) -> None:
+        """Pass on a round."""
+        if self._feeds and self._run.latest is not None:
+            row, table = self._run.latest
+            self._tell(_told(finished.number, row, table if finished.evaluated else {}))
+
+    def finish(self, status: Status) -> None:
+        """Pass on the end and wait for the sinks; the run folder is closed before.
+
+        Args:
+            status: How the run ended.
+        """
+        if not self._feeds:
+            return
+        if status != "finished":  # it may have been stopped between taking a round down and telling of it
+            try:
+                self._tell_past(self._run.position(), self._last)
+            except FedSimError as error:  # why the run ended is what matters now
+                log.warning("tracking: the last round cannot be told: %s", error)
+        summary: dict[str, float] = {}
+        if status == "finished":
+            summary = _numbers({key: self._run.summary[key] for key in SUMMED_UP if self._run.summary.get(key)})
+        for feed in self._feeds:
+            feed.put(_End(status, summary))
+        for feed in self._feeds:
+            feed.wait()
+
+    def _tell(self, told: Told) -> None:
+        self._last = told.number
+        for feed in self._feeds:
+            feed.put(told)
+
+    def _tell_past(self, position: Mapping[str, Any], after: int) -> None:
+        """Tell of the rounds after one that the journal holds."""
+        journal = Journal.opened(self._run.path / CHECKPOINT / JOURNAL, position["journal"], cut=False)
+        for note, table in journal.rounds():
+            number = int(note["row"]["round"])
+            if number > after:
+                columns = {name: column_of(table, name) for name in CLIENTS if note["evaluated"]}
+                self._tell(_told(number, note["row"], columns))
+
+
+class _Feed:
+    """One sink, in a thread of its own."""
+
+    def __init__(self, name: str, sink: Sink, run: Tracked, memory: _Memory) -> None:
+        self._name, self._sink, self._run, self._memory = name, sink, run, memory
+        self._waiting: SimpleQueue[Told | _End] = SimpleQueue()
+        self._moved = time.monotonic()
+        self._dropped = False
+        self._thread = Thread(target=self._work, name=f"tracking {name}", daemon=True)
+        self._thread.start()
+
+    def put(self, what: Told | _End) -> None:
+        """Hand something over, without waiting."""
+        if self._dropped:
+            return
+        if self._waiting.empty():
+            self._moved = time.monotonic()
+        elif time.monotonic() - self._moved > STALLED_S:
+            self._drop(f"has not answered for {STALLED_S:.0f} s")
+            return
+        self._waiting.put(what)
+
+    def wait(self) -> None:
+        """Wait for the end, as long as something moves."""
+        began = time.monotonic()
+        while self._thread.is_alive() and not self._dropped:
+            self._thread.join(timeout=1.0)
+            if self._thread.is_alive() and time.monotonic() - max(began, self._moved) > FAREWELL_S:
+                self._drop(f"has not answered for {FAREWELL_S:.0f} s")
+
+    def _drop(self, why: str) -> None:
+        if not self._dropped:
+            self._dropped = True
+            log.warning("tracking: %s %s; it is told no more, the run goes on", self._name, why)
+
+    def _work(self) -> None:
+        try:
+            session = self._sink.start(self._run)
+            self._memory.note(self._name, session)
+            while not self._dropped:
+                self._moved = time.monotonic()
+                what = self._waiting.get()
+                self._moved = time.monotonic()
+                if isinstance(what, _End):
+                    session.finish(what.status, what.summary)
+                    return
+                if what.number > session.reached:
+                    session.round(what)
+                    session.reached = what.number
+                    self._memory.note(self._name, session)
+        except (Exception, SystemExit) as error:  # whatever a tracker does is no reason to end a run
+            self._drop(f"failed: {type(error).__name__}: {error}")
+
+
+class _Memory:
+    """What tracking.json holds: for each sink, what it calls the run and the last round it was told."""
+
+    def __init__(self, path: Path, *, fresh: bool) -> None:
+        self._path, self._lock = path, Lock()
+        self._held: dict[str, tuple[str, int]] = {}
+        if not fresh and path.exists():
+            try:
+                held = json.loads(path.read_text(encoding="utf-8")).items()
+                self._held = {name: (str(entry["id"]), int(entry["reached"])) for name, entry in held}
+            except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+                log.warning("tracking: %s cannot be read, trackers begin new runs: %s", path, error)
+
+    def of(self, name: str) -> tuple[str, int]:
+        return self._held.get(name, ("", -1))
+
+    def note(self, name: str, session: Session) -> None:
+        with self._lock:
+            self._held[name] = session.id, session.reached
+            held = {sink: {"id": id_, "reached": reached} for sink, (id_, reached) in self._held.items()}
+            partial = self._path.with_name(self._path.name + ".part")
+            partial.write_text(json.dumps(held, indent=2), encoding="utf-8")
+            partial.replace(self._path)
+
+
+def _told(number: int, row: Mapping[str, Any], table: Mapping[str, Any]) -> Told:
+    clients = {name: table[name] for name in CLIENTS if name in table}
+    known = {name: values[~np.isnan(values)] for name, values in clients.items()}
+    return Told(number, _numbers({k: v for k, v in row.items() if k != "round"}), known)
+
+
+def _numbers(table: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a table by their flat names; NaN is no number here."""
+    kinds = (int, float, np.integer, np.floating)
+    found = {name: float(value) for name, value in flat(table).items() if isinstance(value, kinds)}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
