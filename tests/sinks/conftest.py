@@ -1,4 +1,4 @@
-"""Nothing in these tests reaches a network: sockets lead to this machine alone, and a proxy counts who asks for more."""
+"""Nothing here reaches a network: sockets lead to this machine alone, and a proxy notes who asks for more."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ from collections.abc import Iterator
 
 import pytest
 
+from fedsim import server_app
+
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _no_report() -> Iterator[None]:
+    """Pages and figures take most of the time of a small run, and nobody here looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_app, "write_report", lambda *_: None)
+        patch.setattr(server_app, "save_partition_figure", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def no_network() -> Iterator[list[str]]:
-    """What was tried: connections of this process, and what its children, of whatever language, asked a proxy for."""
+    """What was tried: connections of this process, and what its children (in Go, too) asked a proxy for."""
     tried: list[str] = []
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 

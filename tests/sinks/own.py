@@ -84,4 +84,5 @@ class _Trouble(Session):
             self._sink.act("round")
 
     def finish(self, status: Status, summary: Mapping[str, float]) -> None:
+        del status, summary
         self._sink.act("finish")

@@ -25,7 +25,7 @@ def expected(folder: Path, *, columns: str = "") -> Held:
                 enumerate(value) if hasattr(value, "__len__") and not isinstance(value, str) else [(None, value)]
             )
             for place, part in parts:
-                if column == "round" or isinstance(part, str) or part is None or part != part:  # noqa: PLR0124
+                if column == "round" or isinstance(part, str) or part is None or part != part:
                     continue
                 name = column if place is None else f"{column}/{place}"
                 if name.startswith(columns):

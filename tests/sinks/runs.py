@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from clients.app import LocalApp
 from fedsim.engine.local import LocalGrid
 from fedsim.engine.states import States
+from fedsim.federation import Federation
 from fedsim.lock import RunLock
 from fedsim.resume import Saved, states_folder
 from fedsim.rounds import Callback, Round
@@ -19,7 +21,7 @@ TABLE: dict[str, Any] = {
     "name": "small",
     "rounds": 5,
     "seed": 3,
-    "data": {"name": "digits", "limit": 400},
+    "data": {"name": "digits", "limit": 300},
     "partition": {"name": "dirichlet", "num_clients": 6, "alpha": 0.5},
     "model": {"name": "logistic"},
     "client": {"batch_size": 16},
@@ -36,9 +38,9 @@ def scenario_of(*sinks: Any, tags: dict[str, str] | None = None, **changes: Any)
 
 def run(scenario: Scenario, folder: Path, callbacks: Sequence[Callback] = (), *, resume: bool = False) -> Path:
     """A run, or one that is taken up where its checkpoint left it."""
-    federation = build_federation(scenario)
+    federation = _federation()
     saved = Saved.read(folder) if resume else None
-    with LocalGrid(LocalApp(scenario, federation), States(states_folder(folder))) as grid:
+    with LocalGrid(LocalApp(scenario, federation), states=States(states_folder(folder))) as grid:
         if not resume:
             conduct(scenario, federation, grid, folder, callbacks=callbacks)
         else:
@@ -46,6 +48,11 @@ def run(scenario: Scenario, folder: Path, callbacks: Sequence[Callback] = (), *,
             with RunLock(folder) as lock:
                 conduct(scenario, federation, grid, folder, callbacks=callbacks, lock=lock, saved=saved)
     return folder
+
+
+@cache
+def _federation() -> Federation:
+    return build_federation(Scenario.of(TABLE))
 
 
 def stop_after(number: int) -> Callback:

@@ -1,4 +1,4 @@
-"""Every sink: one file, options with defaults, an extra that installs it, and nothing loaded before a run needs it."""
+"""Every sink: one file, options with defaults, an extra that installs it; nothing is loaded before it is needed."""
 
 from __future__ import annotations
 

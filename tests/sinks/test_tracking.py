@@ -41,11 +41,13 @@ def _nobody_waits() -> Iterator[None]:
     own.HOLD.set()
 
 
-class TestWhatASinkIsTold:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return run(scenario_of(LINES, tags={"seed": "three"}), tmp_path_factory.mktemp("told") / "run")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    return run(scenario_of(LINES, tags={"seed": "three"}), tmp_path_factory.mktemp("told") / "run")
 
+
+class TestWhatASinkIsTold:
     def test_every_number_of_every_round(self, folder: Path) -> None:
         held: dict[str, dict[int, list[float]]] = {}
         for line in lines_of(folder)[1:-1]:
@@ -142,7 +144,7 @@ class TestTrouble:
 
     @pytest.mark.parametrize("at", ["start", "round"])
     def test_no_round_waits_for_a_tracker(self, at: str, tmp_path: Path) -> None:
-        """The tracker answers nothing until the last round is over; a run that waited for it would never get there."""
+        """The tracker answers when the last round is over; a run that waited for it would never get there."""
 
         def release(finished: Round) -> None:
             if finished.number == TABLE["rounds"]:
@@ -204,7 +206,7 @@ class TestScenario:
     def test_a_package_that_is_missing(self, sink: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from fedsim import settings
 
-        monkeypatch.setattr(settings, "find_spec", lambda name: None)
+        monkeypatch.setattr(settings, "find_spec", {}.get)
         with pytest.raises(ScenarioError) as caught:
             build_federation(scenario_of(LINES, sink))
         assert f"tracking.sinks.1: {sink} needs {sink}" in str(caught.value)
@@ -215,7 +217,7 @@ class TestCommand:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
         file = tmp_path / "small.toml"
-        file.write_text(scenario_of().to_toml().replace("[tracking]", '[tracking]\nsinks = ["wandb"]'))
+        file.write_text(scenario_of("wandb").to_toml())
         return file
 
     def call(self, monkeypatch: pytest.MonkeyPatch, *words: object) -> object:
