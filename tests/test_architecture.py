@@ -36,7 +36,6 @@ ALLOWED = {
     "rich": ("fedsim/profile.py", "fedsim/simulation.py", "run_sim.py"),
     "pandas": ("fedsim/run_folder.py", "fedsim/report/", "fedsim/datasets/heart.py"),
     "matplotlib": ("fedsim/report/",),
-    "tensorboard": ("fedsim/sinks/tensorboard.py",),
     "mlflow": ("fedsim/sinks/mlflow.py",),
     "wandb": ("fedsim/sinks/wandb.py",),
 }

@@ -19,18 +19,24 @@ SCENARIO: Scenario = scenario_of(*SINKS, tags={"study": "pairs", "method": "AdaF
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that all three were told of."""
-    return run(SCENARIO, tmp_path_factory.mktemp("tracked") / "whole")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run folders are, and the store that they share: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("tracked")
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(home: Path) -> Path:
+    """A finished run that all three were told of."""
+    return run(SCENARIO, home / "whole")
+
+
+@pytest.fixture(scope="module")
+def resumed(home: Path) -> Path:
     """Stopped after round 3, whose checkpoint is of round 2, and gone on with: round 3 was trained twice.
 
     TensorBoard had been told as far as round 1 only when the process died, and was writing round 2.
     """
-    folder = tmp_path_factory.mktemp("tracked") / "resumed"
+    folder = home / "resumed"
     with pytest.raises(KeyboardInterrupt):
         run(SCENARIO, folder, [stop_after(3)])
     memory = json.loads((folder / "tracking.json").read_text())
@@ -134,15 +140,15 @@ class TestMLflow:
         held = {name: v for name, v in of_mlflow(folder)[0].items() if name.startswith("fairness/")}
         assert held == {name: {5: [value]} for name, value in fairness_of(folder).items()}
 
-    def test_how_a_run_ended(self, tmp_path: Path) -> None:
+    def test_how_a_run_ended(self, home: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
-            run(scenario_of("mlflow"), tmp_path / "stopped", [stop_after(1)])
-        held, found = of_mlflow(tmp_path / "stopped")
+            run(scenario_of("mlflow"), home / "stopped", [stop_after(1)])
+        held, found = of_mlflow(home / "stopped")
         assert found.info.status == "KILLED"
         assert not any(name.startswith("fairness/") for name in held)
 
-    def test_the_store_knows_better_than_a_note_that_was_not_written(self, tmp_path: Path) -> None:
-        folder = tmp_path / "killed"
+    def test_the_store_knows_better_than_a_note_that_was_not_written(self, home: Path) -> None:
+        folder = home / "killed"
         with pytest.raises(KeyboardInterrupt):
             run(scenario_of("mlflow"), folder, [stop_after(3)])
         memory = json.loads((folder / "tracking.json").read_text())
@@ -152,10 +158,10 @@ class TestMLflow:
         held, _ = of_mlflow(folder)
         assert {number: len(values) for number, values in held["seconds"].items()} == dict.fromkeys(range(6), 1)
 
-    def test_runs_share_a_store_of_their_own_choice(self, tmp_path: Path) -> None:
+    def test_runs_share_a_store_of_their_own_choice(self, folder: Path, tmp_path: Path) -> None:
         from mlflow.tracking import MlflowClient
 
-        uri = f"sqlite:///{tmp_path}/elsewhere.db"
+        uri = f"sqlite:///{folder.parent}/mlruns/mlflow.db"
         for name in ("a", "b"):
             run(scenario_of({"name": "mlflow", "uri": uri, "experiment": "mine"}, rounds=1), tmp_path / name)
         client = MlflowClient(uri)
