@@ -127,12 +127,15 @@ def _conduct(
             log.exception("the run failed")
             raise
         finally:
-            _leave(run, status, reason, watch.found(grid.usage()) if isinstance(grid, BlockGrid) else None)
-            tracking.finish(status)
+            _leave(
+                run, status, reason, watch.found(grid.usage()) if isinstance(grid, BlockGrid) else None, tracking
+            )
     return run.summary
 
 
-def _leave(run: RunFolder, status: str, reason: str | None, used: dict[str, Any] | None) -> None:
+def _leave(
+    run: RunFolder, status: Status, reason: str | None, used: dict[str, Any] | None, tracking: Tracking
+) -> None:
     """Write what was reached; trouble with that must not hide why a run ended."""
     try:
         summary = run.close(status, reason)
@@ -142,12 +145,15 @@ def _leave(run: RunFolder, status: str, reason: str | None, used: dict[str, Any]
             for line in lines(used):
                 log.info("%s", line)
         log.info("%s after %d rounds", status, summary["rounds"])
+        tracking.finish(status)  # the journal is still there for a sink that is behind
         if status == "finished":
             run.clear()
     except Exception:
         log.exception("the run folder could not be completed")
         if status == "finished":
             raise
+    finally:
+        tracking.finish("failed")  # where it was not told of the end above
 
 
 def build_federation(scenario: Scenario) -> Federation:

@@ -12,7 +12,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -43,6 +45,9 @@ STALLED_S = 300.0
 
 FAREWELL_S = 60.0
 """Seconds that it may take over one round when the run is over and everybody waits for it."""
+
+AT_ONCE = 50
+"""Most rounds that a sink which is behind is told at once."""
 
 log = logging.getLogger("fedsim")
 
@@ -83,17 +88,12 @@ class Tracking:
             "seed": str(scenario.seed),
             **settings.tags,
         }
-        runs = {
-            name: Tracked(run.path.resolve(), table, tags, *memory.of(name))
-            for sink in settings.sinks
-            for name in (plugins.spelled(sink, SINKS),)
-        }
-        self._feeds = [
-            _Feed(name, sink, tracked, memory)
-            for (name, tracked), sink in zip(runs.items(), settings.sinks, strict=True)
-        ]
-        if position is not None and runs:
-            self._tell_past(position, min(tracked.reached for tracked in runs.values()))
+        self._feeds = []
+        for sink in settings.sinks:
+            name = plugins.spelled(sink, SINKS)
+            tracked = Tracked(run.path.resolve(), table, tags, *memory.of(name))
+            past = partial(_past, run.path, position) if position is not None else _nothing
+            self._feeds.append(_Feed(name, sink, tracked, memory, past))
 
     def __call__(self, finished: Round) -> None:
         """Pass on a round."""
@@ -102,7 +102,7 @@ class Tracking:
             self._tell(_told(finished.number, row, table if finished.evaluated else {}))
 
     def finish(self, status: Status) -> None:
-        """Pass on the end and wait for the sinks; the run folder is closed before.
+        """Pass on the end and wait for the sinks; once. The run folder is closed before, and cleared later.
 
         Args:
             status: How the run ended.
@@ -111,15 +111,17 @@ class Tracking:
             return
         if status != "finished":  # it may have been stopped between taking a round down and telling of it
             try:
-                self._tell_past(self._run.position(), self._last)
+                for told in _past(self._run.path, self._run.position(), self._last):
+                    self._tell(told)
             except FedSimError as error:  # why the run ended is what matters now
                 log.warning("tracking: the last round cannot be told: %s", error)
         summary: dict[str, float] = {}
         if status == "finished":
             summary = _numbers({key: self._run.summary[key] for key in SUMMED_UP if self._run.summary.get(key)})
-        for feed in self._feeds:
+        feeds, self._feeds = self._feeds, []
+        for feed in feeds:
             feed.put(_End(status, summary))
-        for feed in self._feeds:
+        for feed in feeds:
             feed.wait()
 
     def _tell(self, told: Told) -> None:
@@ -127,21 +129,14 @@ class Tracking:
         for feed in self._feeds:
             feed.put(told)
 
-    def _tell_past(self, position: Mapping[str, Any], after: int) -> None:
-        """Tell of the rounds after one that the journal holds."""
-        journal = Journal.opened(self._run.path / CHECKPOINT / JOURNAL, position["journal"], cut=False)
-        for note, table in journal.rounds():
-            number = int(note["row"]["round"])
-            if number > after:
-                columns = {name: column_of(table, name) for name in CLIENTS if note["evaluated"]}
-                self._tell(_told(number, note["row"], columns))
-
 
 class _Feed:
     """One sink, in a thread of its own."""
 
-    def __init__(self, name: str, sink: Sink, run: Tracked, memory: _Memory) -> None:
-        self._name, self._sink, self._run, self._memory = name, sink, run, memory
+    def __init__(
+        self, name: str, sink: Sink, run: Tracked, memory: _Memory, past: Callable[[int], Iterable[Told]]
+    ) -> None:
+        self._name, self._sink, self._run, self._memory, self._past = name, sink, run, memory, past
         self._waiting: SimpleQueue[Told | _End] = SimpleQueue()
         self._moved = time.monotonic()
         self._dropped = False
@@ -176,19 +171,36 @@ class _Feed:
         try:
             session = self._sink.start(self._run)
             self._memory.note(self._name, session)
-            while not self._dropped:
-                self._moved = time.monotonic()
-                what = self._waiting.get()
-                self._moved = time.monotonic()
-                if isinstance(what, _End):
-                    session.finish(what.status, what.summary)
-                    return
-                if what.number > session.reached:
-                    session.round(what)
-                    session.reached = what.number
-                    self._memory.note(self._name, session)
+            past = iter(self._past(session.reached))
+            while several := list(islice(past, AT_ONCE)):
+                self._pass_on(session, several)
+            end: _End | None = None
+            while end is None and not self._dropped:
+                several, end = self._next()
+                self._pass_on(session, several)
+            if end is not None and not self._dropped:
+                session.finish(end.status, end.summary)
         except (Exception, SystemExit) as error:  # whatever a tracker does is no reason to end a run
             self._drop(f"failed: {type(error).__name__}: {error}")
+
+    def _next(self) -> tuple[list[Told], _End | None]:
+        """Wait for something; return all that is there, up to the end of the run."""
+        self._moved = time.monotonic()
+        several: list[Told] = []
+        while not several or not (self._waiting.empty() or len(several) == AT_ONCE):
+            what = self._waiting.get()
+            if isinstance(what, _End):
+                return several, what
+            several.append(what)
+        return several, None
+
+    def _pass_on(self, session: Session, several: Sequence[Told]) -> None:
+        self._moved = time.monotonic()
+        fresh = [told for told in several if told.number > session.reached]
+        if fresh and not self._dropped:
+            session.rounds(fresh)
+            session.reached = fresh[-1].number
+            self._memory.note(self._name, session)
 
 
 class _Memory:
@@ -211,9 +223,24 @@ class _Memory:
         with self._lock:
             self._held[name] = session.id, session.reached
             held = {sink: {"id": id_, "reached": reached} for sink, (id_, reached) in self._held.items()}
-            partial = self._path.with_name(self._path.name + ".part")
-            partial.write_text(json.dumps(held, indent=2), encoding="utf-8")
-            partial.replace(self._path)
+            unfinished = self._path.with_name(self._path.name + ".part")
+            unfinished.write_text(json.dumps(held, indent=2), encoding="utf-8")
+            unfinished.replace(self._path)
+
+
+def _nothing(after: int) -> Iterable[Told]:
+    del after
+    return ()
+
+
+def _past(folder: Path, position: Mapping[str, Any], after: int) -> Iterator[Told]:
+    """Yield the rounds after one that the journal holds."""
+    journal = Journal.opened(folder / CHECKPOINT / JOURNAL, position["journal"], cut=False)
+    for note, table in journal.rounds():
+        number = int(note["row"]["round"])
+        if number > after:
+            columns = {name: column_of(table, name) for name in CLIENTS if note["evaluated"]}
+            yield _told(number, note["row"], columns)
 
 
 def _told(number: int, row: Mapping[str, Any], table: Mapping[str, Any]) -> Told:

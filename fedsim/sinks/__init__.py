@@ -8,7 +8,7 @@ docs/tracking.md has a whole sink as an example.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -75,7 +75,7 @@ class Session(ABC):
         id: What the tracker calls the run, if that is needed to find it again: handed back as `Tracked.id` when
             the run is taken up again.
         reached: The last round told, kept by whoever tells. A tracker that knows better when a run is taken up
-            again sets it in `__init__`; rounds up to it are not told.
+            again sets it in `__init__`; the rounds after it are told again, those up to it are not.
     """
 
     def __init__(self, run: Tracked) -> None:
@@ -84,6 +84,12 @@ class Session(ABC):
     @abstractmethod
     def round(self, told: Told) -> None:
         """Pass on a round; when this returns, the round outlives the process."""
+
+    def rounds(self, several: Sequence[Told]) -> None:
+        """Pass on the rounds that have come up meanwhile; for trackers that have a quicker way than one by one."""
+        for told in several:
+            self.round(told)
+            self.reached = told.number
 
     @abstractmethod
     def finish(self, status: Status, summary: Mapping[str, float]) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -97,22 +97,28 @@ class _Run(Session):
             self._client.log_batch(self.id, params=params[first : first + PARAMS])
         self._client.log_batch(self.id, tags=[RunTag("folder", str(run.folder))])
 
-    def _log(self, numbers: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
-
-        now = int(1000 * time.time())
-        # The one that is asked for on resuming comes last, so that it stands for the whole round.
-        names = sorted(numbers, key=lambda name: name == "seconds")
-        metrics = [Metric(_allowed(name), numbers[name], now, step) for name in names]
+    def _log(self, metrics: Sequence[Any]) -> None:
         for first in range(0, len(metrics), METRICS):
             self._client.log_batch(self.id, metrics=metrics[first : first + METRICS])
 
     def round(self, told: Told) -> None:
-        self._log(told.numbers, told.number)
+        self._log(_metrics(told.numbers, told.number))
+
+    def rounds(self, several: Sequence[Told]) -> None:
+        self._log([metric for told in several for metric in _metrics(told.numbers, told.number)])
 
     def finish(self, status: Status, summary: Mapping[str, float]) -> None:
-        self._log(summary, self.reached)
+        self._log(_metrics(summary, self.reached))
         self._client.set_terminated(self.id, STATUS[status])
+
+
+def _metrics(numbers: Mapping[str, float], step: int) -> list[Any]:
+    from mlflow.entities import Metric
+
+    now = int(1000 * time.time())
+    # The one that is asked for when a run is taken up again comes last: it stands for the whole round.
+    names = sorted(numbers, key=lambda name: name == "seconds")
+    return [Metric(_allowed(name), numbers[name], now, step) for name in names]
 
 
 def _allowed(name: str) -> str:

@@ -55,7 +55,7 @@ class _Run(Session):
             config={**run.scenario, "tags": dict(run.tags)},
             dir=str(run.folder),
             mode=sink.mode,
-            resume="allow",
+            resume="allow" if sink.mode == "online" else None,
             # Other runs may be open in this process; the terminal and the machine are not the tracker's business.
             reinit="create_new",
             settings=wandb.Settings(
@@ -68,6 +68,13 @@ class _Run(Session):
                 x_disable_machine_info=True,
             ),
         )
+
+        if sink.mode == "offline":
+            # What a process that was killed has left is cut short somewhere. So each session holds the run from its
+            # start, and the last one is the one to upload.
+            self.reached = -1
+        elif self._run.resumed:
+            self.reached = self._run.starting_step - 1
 
     def round(self, told: Told) -> None:
         logged: dict[str, Any] = dict(told.numbers)

@@ -78,11 +78,12 @@ def of_mlflow(folder: Path) -> tuple[Held, Any]:
 
 
 def of_wandb(folder: Path) -> tuple[Held, list[dict[str, Any]]]:
-    """The histories of all sessions of the run, in order, and what each session says of itself."""
-    held: Held = defaultdict(lambda: defaultdict(list))
+    """The history of the last session, which holds the run from its start, and what each says of itself."""
+    held: Held = {}
     sessions = []
     for file in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
         about: dict[str, Any] = {"summary": {}}
+        held = defaultdict(lambda: defaultdict(list))
         for record in _records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pandas as pd
 import pytest
 
 from fedsim.scenario import Scenario
+from fedsim.sinks import Tracked
+from fedsim.sinks.wandb import WandB
 from tests.sinks.readers import Held, expected, fairness_of, of_mlflow, of_tensorboard, of_wandb
 from tests.sinks.runs import log_of, run, scenario_of, stop_after
 
@@ -183,6 +186,21 @@ class TestWandB:
         held = {name: value for name, value in session["summary"].items() if name.startswith("fairness/")}
         assert held == pytest.approx(fairness_of(folder), rel=1e-15)
         assert session["summary"]["status"] == "finished"
+
+    def test_online_the_server_knows_how_far_it_got(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import wandb
+
+        given: dict[str, Any] = {}
+
+        def init(**settings: Any) -> SimpleNamespace:
+            given.update(settings)
+            return SimpleNamespace(resumed=True, starting_step=4)
+
+        monkeypatch.setattr(wandb, "init", init)
+        monkeypatch.setattr(wandb, "login", lambda **_: True)
+        tracked = Tracked(tmp_path, {}, {"study": "pairs"}, id="abc", reached=6)
+        assert WandB(mode="online").start(tracked).reached == 3
+        assert (given["id"], given["resume"], given["mode"]) == ("abc", "allow", "online")
 
     def test_both_sessions_are_one_run(self, resumed: Path) -> None:
         _, sessions = of_wandb(resumed)
