@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The command line of fedsim: run, resume, app, report, check, list, doctor.
+"""The command line of fedsim: run, compare, verify, resume, app, report, check, list, doctor.
 
 python run_sim.py run scenarios/quickstart.toml --set strategy.name=fedavg --set seed=1
 """
@@ -29,6 +29,13 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated-learning simulation for fairness research.",
 )
+
+
+class Parallel(StrEnum):
+    """What of a study is done at once."""
+
+    RUNS = "runs"
+    CLIENTS = "clients"
 
 
 class Backend(StrEnum):
@@ -78,26 +85,118 @@ def run(
 
 
 @cli.command()
-def resume(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+def compare(
+    scenario: ScenarioArgument,
+    strategies: Annotated[
+        str | None,
+        typer.Option(
+            "--strategies", metavar="A,B,...", help='Methods: names, or "adafed[scale=min; server.average=all]".'
+        ),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="N|A,B,...", help="Seeds, or how many.")] = None,
+    partitions: Annotated[
+        str | None,
+        typer.Option(
+            "--partitions",
+            metavar="N|A,B,...",
+            help="Seeds of partitions, or how many, crossed with the seeds (default: each seed has its own).",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="The method that others are compared with.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", metavar="A,B,...", help="Measures over clients that are tested.")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First tune every method on validation shards, with one budget for all.")
+    ] = False,
+    parallel: Annotated[
+        Parallel | None,
+        typer.Option("--parallel", help="Whole runs at once, or one run's clients (default: runs)."),
+    ] = None,
     changes: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Study folder (default: one under runs/, by what is compared).")
+    ] = None,
     data: DataOption = None,
 ) -> None:
-    """Go on with a run that was killed, interrupted or stopped by a failure."""
+    """Compare methods over seeds, paired, and say which differences are real; go on where it was interrupted."""
     from fedsim import interrupt
-    from fedsim.simulation import resume as go_on
+    from fedsim.study import command, conductor
+    from fedsim.study.design import Design
 
     interrupt.install()
     _set_data(data)
+    asked = command.options(
+        strategies=strategies, seeds=seeds, partitions=partitions, baseline=baseline, metrics=metrics, tune=tune
+    )
+    design = Design.load(scenario, changes or [], asked)
+    folder = out or design.default_folder()
+    line = command.line(scenario, asked, changes or [], out)
+    found = conductor.compare(design, folder, line, parallel.value if parallel else None)
+    typer.echo(folder)
+    conductor.raise_for(found, folder)
+
+
+@cli.command()
+def verify(
+    scenario: ScenarioArgument,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="N|A,B,...", help="Seeds, or how many.")] = None,
+    parallel: Annotated[
+        Parallel | None,
+        typer.Option("--parallel", help="Whole runs at once, or one run's clients (default: runs)."),
+    ] = None,
+    changes: SetOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Study folder.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Run a scenario with a table [expect] again and say what is within, and what is not: exit code 1."""
+    from fedsim import interrupt
+    from fedsim.study import verification
+
+    interrupt.install()
+    _set_data(data)
+    within = verification.verify(scenario, changes or [], seeds, out, parallel.value if parallel else None)
+    raise typer.Exit(0 if within else 1)
+
+
+@cli.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a study folder.")],
+    changes: SetOption = None,
+    data: DataOption = None,
+) -> None:
+    """Go on with a run or a study that was killed, interrupted or stopped by a failure."""
+    from fedsim import interrupt
+    from fedsim.study.design import is_study
+
+    interrupt.install()
+    _set_data(data)
+    if is_study(folder):
+        from fedsim.study import conductor
+
+        conductor.raise_for(conductor.resume(folder, changes or []), folder)
+        typer.echo(folder)
+        return
+    from fedsim.simulation import resume as go_on
+
     go_on(folder, changes or [])
     typer.echo(f"report: {folder / 'report.html'}")
     typer.echo(folder)
 
 
 @cli.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write the report of a run folder again."""
+def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a study folder.")]) -> None:
+    """Write the report of a run or a study again, from what its folder holds."""
     from fedsim.report import write_report
+    from fedsim.study.design import is_study
+
+    if is_study(folder):
+        from fedsim.study import conductor
+
+        typer.echo(conductor.report(folder))
+        return
     from fedsim.resume import bring_up
 
     reached = bring_up(folder)

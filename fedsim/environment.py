@@ -68,22 +68,29 @@ def changes(sessions: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
-def _environment(scenario: Scenario) -> dict[str, Any]:
-    versions: dict[str, str | None] = {}
+def versions() -> dict[str, Any]:
+    """Return versions of packages, the commit and the machine, of this process."""
+    found: dict[str, Any] = {}
     for package in PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None
+            found[package] = None
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        **versions,
+        **found,
         "commit": _commit(),
         "system": platform.platform(),
         "processor": platform.machine(),
         "cpu_cores": os.cpu_count(),
         "gpu": gpu,
+    }
+
+
+def _environment(scenario: Scenario) -> dict[str, Any]:
+    return {
+        **versions(),
         "seed": scenario.seed,
         "scenario_digest": scenario.digest(),
         "command": " ".join(sys.argv),

@@ -59,7 +59,9 @@ class Federation:
     test_rows: NDArray[np.int32] | None = None
 
     @classmethod
-    def build(cls, dataset: Dataset, partition: Partition, seed: int, root: Path) -> Federation:
+    def build(
+        cls, dataset: Dataset, partition: Partition, seed: int, root: Path, *, validation: float | None = None
+    ) -> Federation:
         """Read a data set and divide it.
 
         Args:
@@ -67,6 +69,8 @@ class Federation:
             partition: How to divide it; its own seed, if it has one, goes before `seed`.
             seed: Seed of the division and of each client's train and test examples.
             root: The data root.
+            validation: Share of each client's train shard that takes the place of its test shard, for choices that
+                must not see test examples; then there is no common test set either.
 
         Raises:
             DataError: The data cannot be read, or not be divided as asked.
@@ -88,6 +92,8 @@ class Federation:
             test_lists = Lists.of([np.sort(test) for _, test in splits])
         else:
             train_lists, test_lists = (Lists(_of(kept, side.rows), side.offsets) for side in sides)
+        if validation is not None:
+            train_lists, test_lists = _held_out(labels, train_lists, validation, seed)
         shared = partition.overlaps and raw.prepare is None
         train, test = (raw.train, raw.train) if shared else _pools(raw, train_lists, test_lists)
         return cls(
@@ -95,12 +101,15 @@ class Federation:
             test=test,
             train_offsets=train_lists.offsets,
             test_offsets=test_lists.offsets,
-            common_test=raw.test,
+            common_test=raw.test if validation is None else None,
             num_classes=raw.num_classes,
             class_names=raw.class_names,
             input_shape=tuple(train.x.shape[1:]),
             client_names=names,
-            manifest=_manifest(dataset, partition, seed, raw, names, train_lists, test_lists),
+            manifest={
+                **_manifest(dataset, partition, seed, raw, names, train_lists, test_lists),
+                **({} if validation is None else {"validation": validation}),
+            },
             group_names=raw.group_names,
             train_rows=train_lists.rows.astype(np.int32, copy=False) if shared else None,
             test_rows=test_lists.rows.astype(np.int32, copy=False) if shared else None,
@@ -168,7 +177,18 @@ def _limit(labels: Rows, limit: int | None, seed: int) -> Rows:
     return np.sort(order[np.argsort(rank, kind="stable")[:limit]])
 
 
-def _train_and_test(labels: Rows, rows: Rows, fraction: float, seed: int, client: int) -> tuple[Rows, Rows]:
+def _held_out(labels: Rows, train: Lists, fraction: float, seed: int) -> tuple[Lists, Lists]:
+    """Divide each client's train examples once more; return what it trains and what it is validated on."""
+    parts = [
+        _train_and_test(labels, np.asarray(train[client], np.int64), fraction, seed, client, "validation")
+        for client in range(len(train))
+    ]
+    return Lists.of([np.sort(kept) for kept, _ in parts]), Lists.of([np.sort(held) for _, held in parts])
+
+
+def _train_and_test(
+    labels: Rows, rows: Rows, fraction: float, seed: int, client: int, stream: str = "split"
+) -> tuple[Rows, Rows]:
     """Divide one client's examples into train and test, the same share of each class.
 
     The number of test examples is round(n * fraction), but leaves at least one on each side. Classes get the
@@ -181,7 +201,7 @@ def _train_and_test(labels: Rows, rows: Rows, fraction: float, seed: int, client
             "lower partition.num_clients, or leave small clients out with min_size or min_examples"
         )
     total = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
-    order = torch.randperm(len(rows), generator=seeds.generator(seed, "split", client)).numpy()
+    order = torch.randperm(len(rows), generator=seeds.generator(seed, stream, client)).numpy()
     rows = rows[order]
     classes, first_seen, codes, counts = np.unique(
         labels[rows], return_index=True, return_inverse=True, return_counts=True

@@ -23,13 +23,14 @@ class RunLock:
 
     Args:
         folder: The run folder, made if need be.
+        path: The file to lock; None takes the one that runs have.
 
     Raises:
         DataError: Another process holds it, or the folder cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path = lock_file(folder)
+    def __init__(self, folder: Path, path: Path | None = None) -> None:
+        path = path or lock_file(folder)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -81,6 +81,9 @@ class RunFolder:
         position: Where a run in this folder is taken up, as `position` returned it; {} for its start. None makes a
             new run.
 
+    Attributes:
+        began_with: Hashes of the examples and the initial weights, for the summary.
+
     Raises:
         DataError: The folder already holds a run, or what it holds is damaged.
     """
@@ -107,6 +110,7 @@ class RunFolder:
         self._before = 0.0  # seconds of earlier sessions
         self._next_flush = 0.0
         self.summary: dict[str, Any] = {}
+        self.began_with: dict[str, str] = {}
         if position is None:
             refuse_used(path)
         try:
@@ -343,6 +347,7 @@ class RunFolder:
             "rounds": max(0, len(self._rounds) - 1),
             "status": status,
             "partition_sha256": self._federation.manifest["sha256"],
+            **self.began_with,
             "model_sha256": model_digest(model) if model else None,
             "fairness": fairness,
             "central": self._last("central_") or None,

@@ -14,7 +14,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import (
@@ -36,6 +36,7 @@ from fedsim.partitions import Partition
 from fedsim.plugins import Options, Plugin, UnknownPluginError
 from fedsim.sentences import sentences
 from fedsim.settings import ClientSettings, EngineSettings, Section, ServerSettings, TrackingSettings
+from fedsim.study.settings import Expectations, StudySettings
 from fedsim.system.settings import SystemSettings
 from strategies import stock_options
 from strategies.rules import AnyRule
@@ -53,20 +54,31 @@ NAMING: Mapping[str, tuple[str, type[Plugin]]] = {**FAMILIES, **SystemSettings.p
 """Tables whose options go with a name: another name in a later layer begins them anew."""
 
 
+Tier = Literal["paper", "smoke", ""]
+
+APART = ("name", "description", "tier", "tracking", "study", "expect")
+"""Keys that change no result."""
+
+
 class Scenario(BaseModel):
     """One experiment, complete and checked.
 
     Attributes:
         name: Name of the scenario, the file's unless set.
         description: What it is for, in a sentence.
+        tier: "paper" has the settings of a publication, "smoke" takes minutes; results of two tiers are not
+            compared.
         seed: Seed of everything but a partition with a seed of its own.
         rounds: Number of rounds T.
+        study: What `compare` compares.
+        expect: What is known to come out, for `verify`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     name: str
     description: str = ""
+    tier: Tier = ""
     seed: NonNegativeInt = 0
     rounds: PositiveInt = 10
     data: Dataset
@@ -79,6 +91,8 @@ class Scenario(BaseModel):
     evaluation: EvaluationSettings = EvaluationSettings()
     system: SystemSettings | None = None
     tracking: TrackingSettings | None = None
+    study: StudySettings | None = None
+    expect: Expectations | None = None
 
     @staticmethod
     def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -92,20 +106,7 @@ class Scenario(BaseModel):
         Raises:
             ScenarioError: Lists every problem.
         """
-        found = locate(path)
-        table = _read(found)
-        parent = table.pop("extends", None)
-        if parent is not None:
-            base = _read(_parent(found, parent))
-            if "extends" in base:
-                raise ScenarioError(str(path), [f"extends: {parent} itself extends {base['extends']}; extend that"])
-            table = _merge(base, table)
-        where = str(path)
-        # Names first: another plugin's name resets its table, whatever the order of the changes.
-        for override in sorted(overrides, key=_turn):
-            table = _merge(table, _parse_override(where, override))
-        table.setdefault("name", found.stem)
-        return Scenario.of(table, where)
+        return Scenario.of(layered(path, overrides), str(path))
 
     @staticmethod
     def of(table: Mapping[str, Any], where: str = "scenario") -> Scenario:
@@ -114,6 +115,9 @@ class Scenario(BaseModel):
         Raises:
             ScenarioError: Lists every problem.
         """
+        if "data" not in table and (table.get("study") or {}).get("scenarios"):
+            name = ", ".join(map(str, table["study"]["scenarios"]))
+            raise ScenarioError(where, [f"is a study of {name}, no scenario; run it with `compare`"])
         problems: list[str] = []
         parts = _parts(dict(table), problems)
         if problems:
@@ -135,11 +139,11 @@ class Scenario(BaseModel):
         return tomli_w.dumps(self.table())
 
     def digest(self) -> str:
-        """Return a hash of what determines the results: all but names, places of work, checkpoints and trackers.
+        """Return a hash of what determines the results: all but names, studies, trackers, workplaces, checkpoints.
 
         Files that it names (initial weights, a teacher's) enter by their path, not by what is in them.
         """
-        table = {k: v for k, v in self.table().items() if k not in ("name", "description", "tracking")}
+        table = {k: v for k, v in self.table().items() if k not in APART}
         bitless = ("backend", "address", "workers", "memory_per_worker_mb", "checkpoint_every")
         table["engine"] = {k: v for k, v in table["engine"].items() if k not in bitless}
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
@@ -165,6 +169,42 @@ class Scenario(BaseModel):
     def client_lr(self, server_round: int) -> float:
         """Return the clients' learning rate in a round, counted from 1."""
         return self.client.lr * self.client.lr_decay ** (server_round - 1)
+
+
+def layered(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a scenario's table with what it extends below it and changes on top, unchecked.
+
+    Args:
+        path: A file, or the name of one of the scenarios that come with fedsim.
+        overrides: See `Scenario.load`.
+
+    Raises:
+        ScenarioError: A file cannot be read, or a change is none.
+    """
+    found = locate(path)
+    table = _read(found)
+    parent = table.pop("extends", None)
+    if parent is not None:
+        base = _read(_parent(found, parent))
+        if "extends" in base:
+            raise ScenarioError(str(path), [f"extends: {parent} itself extends {base['extends']}; extend that"])
+        base.pop("expect", None)  # what comes out of one setting says nothing about another
+        table = _merge(base, table)
+    table.setdefault("name", found.stem)
+    return changed(table, overrides, str(path))
+
+
+def changed(table: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """Return a table as read from TOML with "key=value" changes made.
+
+    Raises:
+        ScenarioError: A change is none.
+    """
+    done = dict(table)
+    # Names first: another plugin's name resets its table, whatever the order of the changes.
+    for override in sorted(overrides, key=_turn):
+        done = _merge(done, _parse_override(where, override))
+    return done
 
 
 def overrides_of(text: str) -> list[str]:
@@ -247,11 +287,12 @@ def _parts(table: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     for key in sorted(set(table) - set(fields)):
         problems.append(f"{key}: unknown key{plugins.nearest(key, list(fields))} there are {', '.join(fields)}")
     parts: dict[str, Any] = {}
-    scalars = {k: v for k, v in table.items() if k in ("name", "description", "seed", "rounds")}
+    scalars = {k: v for k, v in table.items() if k in _Scalars.model_fields}
     parts |= _scalars(scalars, problems)
     for key, section in TABLES.items():
         absent = key not in table and fields[key].default is None
         parts[key] = None if absent else _section(key, section, table.get(key, {}), problems)
+    parts["expect"] = _expectations(table.get("expect"), problems)
     for key, (family, base) in FAMILIES.items():
         parts[key] = _plugin(key, family, base, table.get(key), parts, problems)
     if not problems:
@@ -266,6 +307,7 @@ TABLES: Mapping[str, type[Options]] = {
     "evaluation": EvaluationSettings,
     "system": SystemSettings,
     "tracking": TrackingSettings,
+    "study": StudySettings,
 }
 """Plain tables, which name no plugin themselves."""
 
@@ -273,6 +315,7 @@ TABLES: Mapping[str, type[Options]] = {
 class _Scalars(Section):
     name: str
     description: str = ""
+    tier: Tier = ""
     seed: NonNegativeInt = 0
     rounds: PositiveInt = 10
 
@@ -293,6 +336,16 @@ def _section(key: str, section: type[Options], given: object, problems: list[str
         return section(**with_plugins(key, section, given, problems))
     except ValidationError as error:
         problems.extend(sentences(f"{key}.", error, section, key))
+        return None
+
+
+def _expectations(given: object, problems: list[str]) -> Expectations | None:
+    if given is None:
+        return None
+    try:
+        return Expectations.model_validate(given)
+    except ValidationError as error:
+        problems.extend(sentences("expect.", error, Expectations, "an expectation"))
         return None
 
 

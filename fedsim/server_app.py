@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,14 @@ from fedsim.engine.states import States
 from fedsim.errors import FedSimError, ScenarioError
 from fedsim.federation import Federation
 from fedsim.lock import RunLock
+from fedsim.log_file import log_file
 from fedsim.metrics import SUMS, measured
 from fedsim.parameters import tensor_of
 from fedsim.profile import PROFILE, Stopwatch, lines
 from fedsim.report import save_partition_figure, write_report
 from fedsim.resume import Checkpoints, Saved, hashes_of
 from fedsim.rounds import Callback, CentralEvaluation, Round, run_rounds
-from fedsim.run_folder import RunFolder, default_folder, refuse_used
+from fedsim.run_folder import RunFolder, default_folder, model_digest, refuse_used
 from fedsim.scenario import Scenario, overrides_of
 from fedsim.sinks import Status
 from fedsim.system.crowd import Crowd
@@ -59,6 +59,7 @@ def conduct(
     lock: RunLock | None = None,
     saved: Saved | None = None,
     watch: Stopwatch | None = None,
+    report: bool = True,
 ) -> dict[str, Any]:
     """Run a scenario over a grid and leave a run folder, whatever happens after the first round.
 
@@ -71,6 +72,7 @@ def conduct(
         lock: Held by the caller, on the folder of a run that is taken up; None makes a new run.
         saved: The checkpoint to go on from; None begins with round 0.
         watch: Has run since the caller began; None begins now.
+        report: Draw the page and the partition; without, `run_sim.py report` does it at any time.
 
     Returns:
         The summary.
@@ -84,9 +86,9 @@ def conduct(
         refuse_used(folder)
         with RunLock(folder):
             run = RunFolder(folder, scenario, federation)
-            return _conduct(scenario, federation, grid, run, callbacks, None, watch)
+            return _conduct(scenario, federation, grid, run, callbacks, None, watch, report)
     run = RunFolder(folder, scenario, federation, saved.position if saved is not None else {})
-    return _conduct(scenario, federation, grid, run, callbacks, saved, watch)
+    return _conduct(scenario, federation, grid, run, callbacks, saved, watch, report)
 
 
 def _conduct(
@@ -97,9 +99,10 @@ def _conduct(
     callbacks: Sequence[Callback],
     saved: Saved | None,
     watch: Stopwatch,
+    report: bool,
 ) -> dict[str, Any]:
     folder = run.path
-    with _log_file(folder / "log.txt"):
+    with log_file(folder / "log.txt"):
         log.info("scenario %s, seed %d, partition %s", scenario.name, scenario.seed, federation.manifest["sha256"])
         if saved is not None:
             log.info("resumed after round %d", saved.last.number)
@@ -111,7 +114,8 @@ def _conduct(
         reason = None
         tracking = Tracking(run, scenario, saved.position if saved is not None else None)
         try:
-            save_partition_figure(folder)
+            if report:
+                save_partition_figure(folder)
             _rounds(scenario, federation, grid, run, [tracking, *callbacks], saved, watch)
             status = "finished"
         except KeyboardInterrupt:
@@ -127,19 +131,25 @@ def _conduct(
             log.exception("the run failed")
             raise
         finally:
-            _leave(
-                run, status, reason, watch.found(grid.usage()) if isinstance(grid, BlockGrid) else None, tracking
-            )
+            used = watch.found(grid.usage()) if isinstance(grid, BlockGrid) else None
+            _leave(run, status, reason, used, tracking, report=report)
     return run.summary
 
 
 def _leave(
-    run: RunFolder, status: Status, reason: str | None, used: dict[str, Any] | None, tracking: Tracking
+    run: RunFolder,
+    status: Status,
+    reason: str | None,
+    used: dict[str, Any] | None,
+    tracking: Tracking,
+    *,
+    report: bool,
 ) -> None:
     """Write what was reached; trouble with that must not hide why a run ended."""
     try:
         summary = run.close(status, reason)
-        write_report(run.path)
+        if report:
+            write_report(run.path)
         if used is not None:
             (run.path / PROFILE).write_text(json.dumps(used, indent=2), encoding="utf-8")
             for line in lines(used):
@@ -166,7 +176,13 @@ def build_federation(scenario: Scenario) -> Federation:
     absent = list(scenario.tracking.missing()) if scenario.tracking is not None else []
     if absent:
         raise ScenarioError(scenario.name, absent)
-    federation = Federation.build(scenario.data, scenario.partition, scenario.seed, data_root())
+    federation = Federation.build(
+        scenario.data,
+        scenario.partition,
+        scenario.seed,
+        data_root(),
+        validation=scenario.evaluation.validation,
+    )
     wanted = scenario.server.clients_per_round
     if wanted is not None and wanted > federation.num_clients:
         most = f"must be at most {federation.num_clients}, as many clients as there are"
@@ -243,15 +259,15 @@ def _rounds(
         federation.num_clients,
     )
     states: States | None = getattr(grid, "states", None)
-    every = scenario.engine.checkpoint_every
-    checkpoints: list[Callback] = []
-    if every > 0:
-        checkpoints = [Checkpoints(run, scenario, hashes_of(scenario, federation), states)]
+    every, hashes = scenario.engine.checkpoint_every, hashes_of(scenario, federation)
+    checkpoints: list[Callback] = [Checkpoints(run, scenario, hashes, states)] if every > 0 else []
+    weights = initial_weights(scenario, federation)
+    run.began_with = {"data_sha256": hashes["examples"], "initial_sha256": model_digest(weights)}
     if saved is not None:
         saved.give_back(strategy, average, states)
         initial, served = saved.last.arrays, saved.last.served
     else:
-        initial, served = pack_arrays(initial_weights(scenario, federation)), None
+        initial, served = pack_arrays(weights), None
     run.started(served)
     watch.ready()
     run_rounds(
@@ -294,23 +310,6 @@ def _central_evaluation(scenario: Scenario, federation: Federation) -> CentralEv
         return {name: column[0].tolist() for name, column in found.items() if not name.startswith(SUMS)}
 
     return central
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Write what the platform logs to a file, and keep it from the terminal."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    before = log.level, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()
-        log.level, log.propagate = before
 
 
 app = ServerApp()

@@ -248,6 +248,7 @@ class AnyRule(Plugin, ABC):
         wants: Reports a rule uses where every client sends them.
         inherits: Options taken from elsewhere in the scenario when not given ("client_lr": "client.lr").
         facts: What running the rule takes.
+        tunes: The options of its own that a study tunes, with the values it tries unless told others.
     """
 
     noun: ClassVar[str] = "rule"
@@ -255,6 +256,7 @@ class AnyRule(Plugin, ABC):
     wants: ClassVar[tuple[str, ...]] = ()
     inherits: ClassVar[Mapping[str, str]] = {}
     facts: ClassVar[Facts]
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {}
 
     @property
     def default_server_lr(self) -> float:

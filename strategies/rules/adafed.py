@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -35,6 +36,7 @@ class AdaFed(Rule):
     """
 
     wants: ClassVar[tuple[str, ...]] = ("steps",)
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"gamma": (0.5, 1.0, 2.0)}
     facts: ClassVar[Facts] = Facts(memory="none", cost="K^2 D", secure=False)
 
     gamma: NonNegativeFloat = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -36,6 +37,7 @@ class AFL(MemoryRule):
             published gradients; a step can then be N / K times longer, or zero.
     """
 
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"lambda_lr": (0.001, 0.01, 0.1)}
     facts: ClassVar[Facts] = Facts(memory="a number per client", cost="K D", secure=True)
 
     lambda_lr: NonNegativeFloat = 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 from pydantic import NonNegativeFloat, PositiveInt
@@ -25,6 +26,7 @@ class Ditto(Rule):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("personal-distance",)
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"lam": (0.1, 1.0, 2.0)}
     facts: ClassVar[Facts] = Facts(
         memory="none",
         cost="K D",

@@ -7,6 +7,7 @@ the client keeps (clients/quasi_newton.py), so a few scalars more than FedAvg tr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -53,6 +54,7 @@ class DQNFed(MemoryRule):
 
     needs: ClassVar[tuple[str, ...]] = ("rate",)
     wants: ClassVar[tuple[str, ...]] = ("pairs", "rate-identity", "steps")
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"curvature": (1e-3, 1e-2, 1e-1)}
     facts: ClassVar[Facts] = Facts(
         memory="20 D with exact gradients", cost="K^2 D", secure=False, clients="L-BFGS pairs, 2 D numbers each"
     )

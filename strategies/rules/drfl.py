@@ -5,6 +5,7 @@ https://rc.signalprocessingsociety.org/conferences/icassp-2022/spsicassp22vid057
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch
@@ -24,6 +25,7 @@ class DRFL(Rule):
         q: Exponent of the loss. 1 is that code's; 0 is the plain mean of the updates.
     """
 
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"q": (0.5, 1.0, 2.0)}
     facts: ClassVar[Facts] = Facts(memory="none", cost="K D", secure=True)
 
     q: NonNegativeFloat = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
 from pydantic import PositiveFloat
@@ -32,6 +33,7 @@ class FedDyn(MemoryRule):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("linear-norm",)
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"alpha": (0.01, 0.1, 1.0)}
     facts: ClassVar[Facts] = Facts(
         memory="D", cost="K D", secure=True, clients="a linear term each, D numbers kept, and a proximal term"
     )

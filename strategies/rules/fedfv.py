@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
@@ -40,6 +41,7 @@ class FedFV(MemoryRule):
             in its length.
     """
 
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"alpha": (0.1, 1 / 3, 2 / 3)}
     facts: ClassVar[Facts] = Facts(
         memory="updates of the clients of the tau - 1 rounds before, none by default",
         cost="(K + remembered)^2 D + K^3",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
@@ -51,6 +51,7 @@ class FedMDFG(MemoryRule):
         halvings: s of the search; the paper tries 5, 3 and 1.
     """
 
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"theta_deg": (5.625, 11.25, 22.5)}
     facts: ClassVar[Facts] = Facts(
         memory="updates of the clients of the last round",
         cost="(K + remembered)^2 D, and the losses at each step tried",

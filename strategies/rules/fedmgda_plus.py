@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
@@ -30,6 +31,7 @@ class FedMGDAPlus(Rule):
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"epsilon": (0.0, 0.1, 0.5, 1.0)}
     facts: ClassVar[Facts] = Facts(memory="none", cost="K^2 D", secure=False)
 
     epsilon: Annotated[float, Field(ge=0, le=1)] = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 from pydantic import NonNegativeFloat
@@ -22,6 +23,7 @@ class FedProx(Rule):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("proximal",)
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"mu": (0.001, 0.01, 0.1, 1.0)}
     facts: ClassVar[Facts] = Facts(memory="none", cost="K D", secure=True, clients="a proximal term")
 
     mu: NonNegativeFloat = 0.01

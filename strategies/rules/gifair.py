@@ -35,6 +35,7 @@ class GIFAIR(Rule):
             and by default all are: individual fairness.
     """
 
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"strength": (0.25, 0.5, 0.75)}
     facts: ClassVar[Facts] = Facts(memory="none", cost="K D", secure=True)
 
     strength: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5

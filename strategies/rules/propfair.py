@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 from pydantic import PositiveFloat
@@ -27,6 +28,7 @@ class PropFair(Rule):
             gradient of the objective, which also becomes FedAvg as M grows. "none": the gradient itself.
     """
 
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"baseline": (2.0, 3.0, 5.0)}
     facts: ClassVar[Facts] = Facts(memory="none", cost="K D", secure=True)
 
     baseline: PositiveFloat = 5.0

@@ -27,6 +27,7 @@ class QFedAvg(Rule):
     wants: ClassVar[tuple[str, ...]] = ("lr", "steps", "update-norm")
 
     inherits: ClassVar[Mapping[str, str]] = {"client_lr": "client.lr"}
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"q": (0.1, 1.0, 5.0)}
     facts: ClassVar[Facts] = Facts(memory="none", cost="K D", secure=True)
 
     q: NonNegativeFloat = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -22,6 +23,7 @@ class TERM(Rule):
         weighting: p_k. "examples": n_k / sum n, as FedAvg has it. "uniform": 1 / K.
     """
 
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"t": (0.1, 1.0, 5.0)}
     facts: ClassVar[Facts] = Facts(memory="none", cost="K D", secure=True)
 
     t: float = 1.0

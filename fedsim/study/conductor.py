@@ -1,0 +1,360 @@
+"""Carries out a study: what is not finished is run, in parallel; what cannot be run is listed; then the results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from clients.app import LocalApp
+from fedsim.engine.pool import LocalPool, Lost, RayPool, Said
+from fedsim.errors import DataError, FedSimError, RoundError, ScenarioError
+from fedsim.lock import RunLock
+from fedsim.log_file import log_file
+from fedsim.server_app import build_federation
+from fedsim.study import tuning
+from fedsim.study.design import DESIGN, Design, Run
+from fedsim.study.folder import LOG, RESULTS, RUNS, TRIALS, is_finished, measures_of, summary_of
+from fedsim.study.perform import Order, Outcome, Together, perform
+from fedsim.study.results import gathered
+
+Parallel = Literal["runs", "clients"]
+
+QUIET_S = 30.0
+"""Longest silence of a study whose output is no terminal."""
+
+log = logging.getLogger("fedsim")
+
+
+def compare(design: Design, folder: Path, command: str = "", parallel: Parallel | None = None) -> dict[str, Any]:
+    """Carry out a study, or what is left of one; return its results, which are also in the folder.
+
+    Args:
+        design: What is compared.
+        folder: The study folder; runs in it that are finished are not made again.
+        command: The line that makes the study again, for the report.
+        parallel: "runs": as many at once as there are workers. "clients": one run after the other, its clients on
+            all workers. None chooses: runs, unless workers are on other machines or clients have a timeout.
+
+    Raises:
+        FedSimError: The study cannot be carried out.
+        KeyboardInterrupt: Passed on after the folder is written; the same command goes on.
+    """
+    console = Console()
+    _refuse_foreign(folder)
+    with RunLock(folder, folder / "lock"), log_file(folder / LOG):
+        design = replace(design, command=command)
+        (folder / DESIGN).write_text(design.to_toml(), encoding="utf-8")
+        _say(console, _headline(design))
+        _try_out(design)
+        plan = tuning.plan(design)
+        chosen: Mapping[tuple[str, str], Mapping[str, Any]] = {}
+        status = "interrupted"
+        runs: list[Run] = []
+        try:
+            if plan is not None:
+                _say(
+                    console, f"tuning: {plan.budget} trials of every method in every scenario, on validation shards"
+                )
+                _carry_out(console, plan.runs, folder / TRIALS, design, parallel)
+                chosen = tuning.chosen_values(plan, folder / TRIALS)
+            runs = design.runs(chosen)
+            failed = _carry_out(console, runs, folder / RUNS, design, parallel)
+            status = "failed" if failed else "finished"
+        except FedSimError:
+            status = "failed"
+            raise
+        finally:
+            found = _leave(design, folder, runs or design.runs(chosen), plan, command, status)
+            if found is not None:
+                _say(console, f"report: {folder / 'study.html'}")
+    for table in _tables(design, found or {}):
+        console.print(table)
+    for words in (found or {}).get("words", ()):
+        _say(console, words)
+    return found or {}
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is: labels have brackets, which are no markup."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _leave(
+    design: Design, folder: Path, runs: Sequence[Run], plan: tuning.Plan | None, command: str, status: str
+) -> dict[str, Any] | None:
+    """Write the results of what has been run; trouble with that must not hide why a study ended."""
+    try:
+        found = gathered(design, folder, runs, plan, command=command, status=status)
+        partial = folder / f"{RESULTS}.part"
+        partial.write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
+        partial.replace(folder / RESULTS)
+    except Exception:
+        log.exception("the results could not be written")
+        if status != "interrupted":
+            raise
+        return None
+    return found
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        DataError: It does.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESIGN).is_file():
+        raise DataError(f"{folder}: is not empty and holds no study; name another folder with --out")
+
+
+def _try_out(design: Design) -> None:
+    """Let every method see the data and the model of every scenario: mistakes are found before hours of runs.
+
+    Raises:
+        ScenarioError: Lists what does not fit.
+        DataError: Data are missing.
+    """
+    problems: list[str] = []
+    for base in design.bases:
+        scenarios = {m.label: base.with_method(m, design.pairs[0]) for m in design.methods}
+        federation = build_federation(next(iter(scenarios.values())))
+        for label, scenario in scenarios.items():
+            device = "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu"
+            try:
+                LocalApp(scenario, federation, device).check()
+            except ScenarioError as error:
+                problems += [f"{base.name}, {label}: {line}" for line in error.problems]
+    if problems:
+        raise ScenarioError(design.name, problems)
+
+
+@dataclass
+class _Standing:
+    """How far the runs of a study are, in rounds."""
+
+    total: int
+    todo: Mapping[str, int]
+    reached: dict[str, int] = field(default_factory=dict)
+    finished: int = 0
+    failed: int = 0
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that are done."""
+        return sum(self.reached.values())
+
+
+def _carry_out(
+    console: Console, runs: Sequence[Run], folder: Path, design: Design, parallel: Parallel | None
+) -> list[str]:
+    """Carry out what is not finished; return the ids of runs that failed."""
+    wanted = {run.id: run for run in runs}  # methods that are the same run share it
+    left = [run for run in wanted.values() if not is_finished(folder / run.id)]
+    if len(left) < len(wanted):
+        _say(console, f"{len(wanted) - len(left)} of {len(wanted)} runs are finished already")
+    if not left:
+        return []
+    orders = [Order(_name(run), run.resolved.table(), str((folder / run.id).resolve())) for run in left]
+    of_order = dict(zip((order.folder for order in orders), left, strict=True))
+    standing = _Standing(len(left), {order.folder: of_order[order.folder].resolved.rounds for order in orders})
+    failed: list[str] = []
+    with _pool(design, len(orders), parallel) as pool, _progress(console, standing) as show:
+
+        def heard(said: Said[Order]) -> None:
+            standing.reached[said.order.folder] = said.what
+            show(None)
+
+        for event in pool.run(orders, heard):
+            run, name = of_order[event.order.folder], event.order.name
+            if isinstance(event, Lost):
+                if event.again:
+                    log.warning("%s: its worker died (%s); it goes on with another", name, event.cause)
+                    show(f"{name}: its worker died ({event.cause}); it goes on with another")
+                    continue
+                outcome = Outcome("failed", f"its worker died: {event.cause}")
+                _note_death(Path(event.order.folder), outcome)
+            else:
+                outcome = event.result
+            standing.reached[event.order.folder] = run.resolved.rounds
+            standing.finished += 1
+            if outcome.status == "finished":
+                show(f"{name}: {_reached(folder / run.id)}")
+            else:
+                failed.append(run.id)
+                standing.failed += 1
+                log.error("%s failed: %s", name, outcome.error)
+                show(f"{name} FAILED: {outcome.error}")
+    return failed
+
+
+@contextmanager
+def _pool(design: Design, num_runs: int, parallel: Parallel | None) -> Iterator[Any]:
+    settings = design.engine
+    apart = settings.address is not None or settings.timeout_s is not None
+    if settings.backend == "local":
+        pool: Any = LocalPool(perform)
+        closing = pool.close
+    elif (parallel or ("clients" if apart else "runs")) == "clients":
+        together = Together()
+        pool, closing = LocalPool(together.perform), together.close
+    else:
+        pool = RayPool(perform, settings, num_runs)
+        closing = pool.close
+    try:
+        yield pool
+    finally:
+        closing()
+
+
+def _note_death(folder: Path, outcome: Outcome) -> None:
+    """Leave word in the folder of a run whose process could not."""
+    about = {**summary_of(folder), "status": outcome.status, "error": outcome.error}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+
+
+def _name(run: Run) -> str:
+    return f"{run.scenario}, {run.method}, {run.pair.text}"
+
+
+def _reached(folder: Path) -> str:
+    block = measures_of(summary_of(folder), "test_accuracy")
+    return f"accuracy {block['mean']:.3f}, worst 10 % {block['worst_10']:.3f}" if block else "no test accuracy"
+
+
+def _headline(design: Design) -> str:
+    pairs, settings = len(design.pairs), design.settings
+    drawn = "" if settings.partitions is None else f" on {len({p.partition for p in design.pairs})} partitions"
+    count = len(design.bases) * len(design.methods) * pairs
+    return (
+        f"{design.name}: {', '.join(method.label for method in design.methods)} in "
+        f"{', '.join(base.name for base in design.bases)}, {pairs} pairs{drawn}, {count} runs; "
+        f"baseline {settings.reference}"
+    )
+
+
+@contextmanager
+def _progress(console: Console, standing: _Standing) -> Iterator[Any]:
+    """Show one bar over all rounds of all runs on a terminal, and a line for each run everywhere."""
+    total = sum(standing.todo.values())
+    if not console.is_terminal:
+        spoken = [time.monotonic()]
+
+        def plain(line: str | None) -> None:
+            if line is not None or time.monotonic() - spoken[0] > QUIET_S:
+                spoken[0] = time.monotonic()
+                done = f"{standing.finished}/{standing.total} runs, {100 * standing.rounds / total:.0f} % of rounds"
+                _say(console, f"[{done}] {line or ''}".rstrip())
+
+        yield plain
+        return
+    columns = (
+        TextColumn("{task.fields[runs]}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task: TaskID = bar.add_task("", total=total, runs=f"0/{standing.total} runs")
+
+        def drawn(line: str | None) -> None:
+            failed = f", {standing.failed} failed" if standing.failed else ""
+            runs = f"{standing.finished}/{standing.total} runs{failed}"
+            bar.update(task, completed=standing.rounds, runs=runs)
+            if line is not None:
+                bar.console.print(line, highlight=False, markup=False)
+
+        yield drawn
+
+
+def _tables(design: Design, found: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield a table of each scenario: the tested measures, and what is significant."""
+    tested = design.settings.metrics
+    for base in design.bases:
+        table = Table(title=f"{base.name}: mean (deviation) over pairs", title_justify="left")
+        table.add_column("method")
+        for metric in tested:
+            table.add_column(metric.replace("_", " "), justify="right")
+        for method in design.methods:
+            cells = [
+                _cell(entry)
+                for metric in tested
+                for entry in found.get("results", ())
+                if (entry["scenario"], entry["method"], entry["metric"]) == (base.name, method.label, metric)
+            ]
+            table.add_row(Text(method.label), *cells)
+        yield table
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+    if entry["mean"] is None:
+        return "-"
+    spread = "" if entry["std"] is None else f" ({entry['std']:.4f})"
+    difference = entry["difference"] or {}
+    mark = ""
+    if difference.get("significant"):
+        mark = " +" if difference.get("improves") else " -"
+    return f"{entry['mean']:.4f}{spread}{mark}"
+
+
+def raise_for(found: Mapping[str, Any], folder: Path) -> None:
+    """Raise if runs of a study failed, with their names and causes.
+
+    Raises:
+        RoundError: Some did.
+    """
+    failed = [run for run in found.get("runs", ()) if run["status"] in ("failed", "refused")]
+    if not failed:
+        return
+    lines = [
+        f"{run['scenario']}, {run['method']}, seed {run['seed']}: {run['error']} ({folder / run['folder']})"
+        for run in failed[:10]
+    ]
+    more = [f"and {len(failed) - 10} more, see {folder / RESULTS}"] if len(failed) > 10 else []
+    raise RoundError("\n  ".join([f"{len(failed)} of {len(found['runs'])} runs failed", *lines, *more]))
+
+
+def resume(folder: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Go on with a study that was interrupted or had runs that failed; see `compare`.
+
+    Args:
+        folder: The study folder.
+        changes: None is possible; another study has another folder.
+
+    Raises:
+        ScenarioError: Something was to be changed.
+    """
+    if changes:
+        raise ScenarioError(
+            str(folder), [f"--set: {', '.join(changes)} would make other runs; begin another study with `compare`"]
+        )
+    design = Design.read(folder)
+    return compare(design, folder, design.command)
+
+
+def report(folder: Path) -> Path:
+    """Write results and report of a study folder again, from the runs that it holds.
+
+    Raises:
+        DataError: It holds no study.
+    """
+    design = Design.read(folder)
+    plan = tuning.plan(design)
+    chosen = tuning.chosen_values(plan, folder / TRIALS) if plan is not None else {}
+    runs = design.runs(chosen)
+    whole = all(is_finished(folder / RUNS / run.id) for run in runs)
+    with log_file(folder / LOG):
+        _leave(design, folder, runs, plan, design.command, "finished" if whole else "interrupted")
+    return folder / "study.html"

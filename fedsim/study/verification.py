@@ -1,0 +1,165 @@
+"""`verify`: a scenario is run again, and what comes out is held against what its table [expect] says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedsim import plugins
+from fedsim.errors import ScenarioError
+from fedsim.scenario import layered
+from fedsim.sentences import sentences
+from fedsim.study import command, conductor
+from fedsim.study.design import Design, beside
+from fedsim.study.settings import Expectation, Expectations
+from fedsim.study.words import spoken
+
+
+@dataclass(frozen=True)
+class Line:
+    """One expectation and what came out.
+
+    Attributes:
+        value: Mean over the pairs; NaN where there is none.
+        deviation: Standard deviation over the pairs; NaN with one.
+        n: Number of pairs.
+    """
+
+    scenario: str
+    method: str
+    measure: str
+    expected: Expectation
+    value: float
+    deviation: float
+    n: int
+
+    @property
+    def within(self) -> bool:
+        """Whether the value is in the range."""
+        return self.expected.holds(self.value)
+
+
+def verify(
+    path: str | Path,
+    changes: Sequence[str] = (),
+    seeds: str | None = None,
+    out: Path | None = None,
+    parallel: conductor.Parallel | None = None,
+) -> bool:
+    """Run the methods that a scenario has expectations of, and say what is within them.
+
+    Args:
+        path: A file, or the name of a bundled scenario.
+        changes: "key=value" changes that change no result, such as engine.workers.
+        seeds: Seeds other than the study's, as text.
+        out: The study folder; None takes the one this study always has.
+        parallel: See `conductor.compare`.
+
+    Returns:
+        Whether every value is within its range.
+
+    Raises:
+        ScenarioError: It has no expectations, or a change would make them void.
+        RoundError: A run failed.
+    """
+    table = layered(path)
+    named = list((table.get("study") or {}).get("scenarios") or [])
+    expected = {str(each): _expectations(each) for each in [beside(path, name) for name in named] or [path]}
+    labels = list(dict.fromkeys(label for each in expected.values() for label in each))
+    if not labels:
+        raise ScenarioError(
+            str(path),
+            ["expect: there is none; write [expect.fedavg.mean] with value, within and source, or run `compare`"],
+        )
+    asked = command.options(seeds=seeds)
+    design = _design(path, changes, asked, labels)
+    if changes and design.digest() != _design(path, (), asked, labels).digest():
+        raise ScenarioError(
+            str(path),
+            [f"--set: {', '.join(changes)} makes other runs than [expect] is about; `compare` takes any change"],
+        )
+    folder = out or design.default_folder()
+    line = command.line(str(path), {}, changes, out, verb="verify")
+    found = conductor.compare(design, folder, line, parallel)
+    conductor.raise_for(found, folder)
+    by_name = dict(zip((base.name for base in design.bases), expected.values(), strict=True))
+    lines = held_against(found["results"], by_name)
+    console = Console()
+    console.print(_table(design.name, lines))
+    outside = sum(not each.within for each in lines)
+    console.print(f"{len(lines) - outside} of {len(lines)} values are within what was expected", highlight=False)
+    return outside == 0
+
+
+def held_against(
+    results: Sequence[Mapping[str, Any]], expected: Mapping[str, Mapping[str, Mapping[str, Expectation]]]
+) -> list[Line]:
+    """Return a line for each expectation.
+
+    Args:
+        results: Of study.json.
+        expected: Scenario -> method -> measure -> range.
+    """
+    means = {(entry["scenario"], entry["method"], entry["metric"]): entry for entry in results}
+    lines = []
+    for scenario, methods in expected.items():
+        for method, measures in methods.items():
+            for measure, range_ in measures.items():
+                entry = means.get((scenario, method, measure), {"mean": None, "std": None, "n": 0})
+                value, deviation = (math.nan if entry[key] is None else entry[key] for key in ("mean", "std"))
+                lines.append(Line(scenario, method, measure, range_, value, deviation, entry["n"]))
+    return lines
+
+
+def _expectations(path: str | Path) -> Mapping[str, Mapping[str, Expectation]]:
+    try:
+        return Expectations.model_validate(layered(path).get("expect", {})).root
+    except ValidationError as error:
+        raise ScenarioError(str(path), list(sentences("expect.", error, Expectations, "an expectation"))) from error
+
+
+def _design(path: str | Path, changes: Sequence[str], asked: Mapping[str, Any], labels: Sequence[str]) -> Design:
+    given = (layered(path).get("study") or {}).get("methods")
+    methods = asked if given else {**asked, "methods": list(labels)}
+    design = Design.load(path, changes, methods, fewest=1)
+    known = [method.label for method in design.methods]
+    unknown = [label for label in labels if label not in known]
+    if unknown:
+        raise ScenarioError(
+            str(path),
+            [
+                f'expect: no method is called "{label}"{plugins.nearest(label, known)} there are {", ".join(known)}'
+                for label in unknown
+            ],
+        )
+    return design.only(labels)
+
+
+def _table(title: str, lines: Sequence[Line]) -> Table:
+    table = Table(title=f"{title}: expected and found", title_justify="left")
+    for name in ("scenario", "method", "measure"):
+        table.add_column(name)
+    table.add_column("expected", justify="right")
+    table.add_column("found (deviation, runs)", justify="right")
+    table.add_column("")
+    table.add_column("source")
+    for line in lines:
+        low, high = line.expected.range
+        table.add_row(
+            line.scenario,
+            Text(line.method),
+            spoken(line.measure),
+            f"{low:.4g} to {high:.4g}",
+            f"{line.value:.4f} ({line.deviation:.4f}, {line.n})",
+            "within" if line.within else "OUTSIDE",
+            Text(line.expected.source),
+        )
+    return table
