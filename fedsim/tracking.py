@@ -72,14 +72,14 @@ class Tracking:
     Args:
         run: The run folder; it has taken down a round before this is told of it.
         scenario: The resolved scenario.
-        position: Where the run folder stood when the run is taken up again, see `RunFolder.position`; None for a
-            new run.
+        position: Where the run folder stood when the run is taken up again, see `RunFolder.position`; None for
+            one that begins with round 0.
     """
 
     def __init__(self, run: RunFolder, scenario: Scenario, position: Mapping[str, Any] | None = None) -> None:
         settings = scenario.tracking or TrackingSettings()
         self._run, self._last = run, -1
-        memory = _Memory(run.path / MEMORY, fresh=position is None)
+        memory = _Memory(run.path / MEMORY)
         table = {key: value for key, value in scenario.table().items() if key != "tracking"}
         tags = {
             "scenario": scenario.name,
@@ -206,10 +206,10 @@ class _Feed:
 class _Memory:
     """What tracking.json holds: for each sink, what it calls the run and the last round it was told."""
 
-    def __init__(self, path: Path, *, fresh: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self._path, self._lock = path, Lock()
         self._held: dict[str, tuple[str, int]] = {}
-        if not fresh and path.exists():
+        if path.exists():
             try:
                 held = json.loads(path.read_text(encoding="utf-8")).items()
                 self._held = {name: (str(entry["id"]), int(entry["reached"])) for name, entry in held}

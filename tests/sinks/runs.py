@@ -44,7 +44,6 @@ def run(scenario: Scenario, folder: Path, callbacks: Sequence[Callback] = (), *,
         if not resume:
             conduct(scenario, federation, grid, folder, callbacks=callbacks)
         else:
-            assert saved is not None
             with RunLock(folder) as lock:
                 conduct(scenario, federation, grid, folder, callbacks=callbacks, lock=lock, saved=saved)
     return folder

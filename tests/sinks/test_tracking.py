@@ -15,6 +15,7 @@ import pytest
 import run_sim
 from fedsim import tracking
 from fedsim.errors import ScenarioError
+from fedsim.resume import state_file
 from fedsim.rounds import Round
 from fedsim.scenario import Scenario
 from fedsim.server_app import build_federation
@@ -110,6 +111,15 @@ class TestGoingOn:
         run(scenario_of(LINES), folder, resume=True)
         starts = [line["start"] for line in lines_of(folder) if "start" in line]
         assert [(start["resumed"], start["reached"]) for start in starts] == [("", -1), ("first", 3)]
+        assert rounds_of(folder) == [0, 1, 2, 3, 4, 5]
+
+    def test_a_run_that_begins_again_in_its_folder(self, tmp_path: Path) -> None:
+        """It was killed before its first checkpoint."""
+        folder = tmp_path / "run"
+        with pytest.raises(KeyboardInterrupt):
+            run(scenario_of(LINES), folder, [stop_after(1)])
+        state_file(folder).unlink()
+        run(scenario_of(LINES), folder, resume=True)
         assert rounds_of(folder) == [0, 1, 2, 3, 4, 5]
 
     @pytest.mark.parametrize("damage", ["{", "[]", '{"x": 1}', '{"x": {"id": 1, "reached": "far"}}'])
