@@ -244,6 +244,30 @@ class TestCommand:
         assert scenario.tracking is not None
         assert [type(sink).__name__ for sink in scenario.tracking.sinks] == ["WandB", "TensorBoard", "Lines"]
 
+    def test_a_study_tells_its_runs_apart(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = [
+            "compare",
+            path,
+            "--strategies",
+            "fedavg,afl",
+            "--seeds",
+            "1",
+            "--partitions",
+            "2",
+            "--track",
+            LINES,
+        ]
+        changes = ["--set", "tracking.sinks=[]", "--set", "rounds=1", "--set", "tracking.tags.note=x"]
+        assert self.call(monkeypatch, *words, *changes, "--out", tmp_path / "study") == 0
+        told = [lines_of(folder)[0]["start"]["tags"] for folder in (tmp_path / "study" / "runs").iterdir()]
+        assert {(tags["method"], tags["partition"], tags["seed"]) for tags in told} == {
+            ("fedavg", "0", "0"), ("fedavg", "1", "0"), ("afl", "0", "0"), ("afl", "1", "0"),
+        }  # fmt: skip
+        assert len(told) == 4
+        assert {(tags["study"], tags["scenario"], tags["note"]) for tags in told} == {("small", "small", "x")}
+
     def test_an_unknown_one(
         self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
