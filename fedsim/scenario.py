@@ -115,8 +115,9 @@ class Scenario(BaseModel):
         Raises:
             ScenarioError: Lists every problem.
         """
-        if "data" not in table and (table.get("study") or {}).get("scenarios"):
-            name = ", ".join(map(str, table["study"]["scenarios"]))
+        study = table.get("study")
+        if "data" not in table and isinstance(study, Mapping) and study.get("scenarios"):
+            name = ", ".join(map(str, study["scenarios"]))
             raise ScenarioError(where, [f"is a study of {name}, no scenario; run it with `compare`"])
         problems: list[str] = []
         parts = _parts(dict(table), problems)
