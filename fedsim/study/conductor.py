@@ -108,6 +108,8 @@ def _leave(
     try:
         found = gathered(design, folder, runs, plan, command=command, status=status)
         replace_text(folder / RESULTS, json.dumps(found, indent=1, allow_nan=False))
+        if any(run["status"] == "finished" for run in found["runs"]):
+            write_study_report(folder)
     except Exception:
         log.exception("the results could not be written")
         if status != "interrupted":
@@ -331,7 +333,8 @@ def raise_for(found: Mapping[str, Any], folder: Path) -> None:
     if not failed:
         return
     lines = [
-        f"{run['scenario']}, {run['method']}, seed {run['seed']}: {run['error'] or 'not made'} ({folder / run['folder']})"
+        f"{run['scenario']}, {run['method']}, seed {run['seed']}: {run['error'] or 'not made'} "
+        f"({folder / run['folder']})"
         for run in failed[:10]
     ]
     more = [f"and {len(failed) - 10} more, see {folder / RESULTS}"] if len(failed) > 10 else []
