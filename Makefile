@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make sim` and `make test` set up what they use.
 .DEFAULT_GOAL := help
-.PHONY: help sim test check bench docs clean
+.PHONY: help sim study test check bench docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,6 +25,9 @@ $(READY): pyproject.toml
 
 sim: $(READY)  ## set up, run the quick start on real data, say where the report is
 	$(BIN)/python run_sim.py run scenarios/quickstart.toml
+
+study: $(READY)  ## compare six methods on MNIST shards and heart over five seeds; needs the data (README)
+	$(BIN)/python run_sim.py compare study_smoke --out runs/study
 
 test: $(READY)  ## set up and run every test
 	$(BIN)/python -m pytest -q

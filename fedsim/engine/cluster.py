@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
+import torch
 
 from fedsim.errors import EngineError
 
@@ -48,6 +49,19 @@ def actor_class(worker: type, settings: EngineSettings) -> Any:
     if settings.address is not None:  # a Ray that others started has their environment
         options["runtime_env"] = {"env_vars": _worker_env(settings)}
     return ray.remote(**options)(worker)
+
+
+def keep_to(threads: int, share: float) -> None:
+    """Let this process, a worker, take what it was given and no more.
+
+    Args:
+        threads: Of linear algebra.
+        share: Of a GPU; 0 trains on the CPU.
+    """
+    torch.set_num_threads(threads)
+    if 0 < share < 1 and torch.cuda.is_available():
+        # Ray counts shares and limits nothing: who wants too much should fail, not its neighbour.
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 def count_workers(settings: EngineSettings) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import threading
 from collections import deque
@@ -17,10 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import ray
-import torch
 from ray.exceptions import RayError, RayTaskError
 
-from fedsim.engine.cluster import actor_class, cause_of, count_workers, start_ray
+from fedsim.engine.cluster import actor_class, cause_of, count_workers, keep_to, start_ray
 from fedsim.engine.local import check_device
 from fedsim.errors import EngineError
 
@@ -189,11 +187,8 @@ class _Worker:
     """Does one order at a time."""
 
     def __init__(self, work: Work, threads: int, share: float) -> None:
-        torch.set_num_threads(threads)
-        if 0 < share < 1 and torch.cuda.is_available():
-            torch.cuda.set_per_process_memory_fraction(share)
+        keep_to(threads, share)
         self._work = work
-        os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
     def do(self, order: Any) -> Iterator[tuple[bool, Any]]:
         """Yield (False, what is said) while it is done, and at last (True, what came of it)."""

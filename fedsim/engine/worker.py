@@ -17,12 +17,12 @@ from typing import cast
 
 import numpy as np
 import ray
-import torch
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedsim.engine import flower
 from fedsim.engine.board import Reader, readable
+from fedsim.engine.cluster import keep_to
 from fedsim.engine.desk import IDLE, WorkerDesk
 from fedsim.engine.jobs import Done, Job
 from fedsim.engine.states import State, read_states, write_states
@@ -54,10 +54,7 @@ class Worker:
     """
 
     def __init__(self, app: BlockApp, threads: int, share: float) -> None:
-        torch.set_num_threads(threads)
-        if 0 < share < 1 and torch.cuda.is_available():
-            # Ray counts shares and limits nothing: who wants too much should fail, not its neighbour.
-            torch.cuda.set_per_process_memory_fraction(share)
+        keep_to(threads, share)
         flower.set_identity()
         self._app = app
         self._reader = Reader()

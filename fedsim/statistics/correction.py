@@ -11,8 +11,8 @@ from fedsim.statistics.rounding import Floats
 def holm(p: ArrayLike) -> Floats:
     """Return p values corrected by Holm's step-down procedure (Scand. J. Stat. 6, 1979).
 
-    The i-th smallest of m becomes max over j <= i of min(1, (m - j + 1) p_(j)). Who claims what is below alpha makes
-    a false claim, of whatever number, with probability at most alpha, however the tests depend on each other.
+    The i-th smallest of m becomes max over j <= i of min(1, (m - j + 1) p_(j)). Claiming what is below alpha makes
+    one false claim or more with probability at most alpha, however the tests depend on each other.
 
     Args:
         p: [..., m] p values, a family in each row. NaN is no member of its family and stays NaN.

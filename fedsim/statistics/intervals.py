@@ -46,20 +46,24 @@ class Described(NamedTuple):
 def describe(values: ArrayLike, *, level: float = 0.95, seed: int = 0) -> Described:
     """Return mean, spread and intervals of values [n].
 
-    Values that differ by rounding alone are equal; their std is 0 and their intervals are points.
+    Values that differ by rounding alone are equal; their std is 0 and their intervals are points. An infinite value
+    (a diverged run's loss) makes the mean infinite and the rest NaN.
 
     Args:
-        values: [n], finite.
+        values: [n], without NaN.
         level: Share of studies whose interval is meant to contain the true mean.
         seed: Of the resampling. The result depends on it and on the set of values, not on their order.
 
     Raises:
-        ValueError: If a value is not finite, or level is not between 0 and 1.
+        ValueError: If a value is NaN, or level is not between 0 and 1.
 
     >>> describe([0.5, 0.5, 0.5]).interval
     (0.5, 0.5)
     """
-    sample = vector(values, "describe")
+    sample = vector(values, "describe", finite=False)
+    if np.isinf(sample).any():
+        ends = set(sample[np.isinf(sample)].tolist())
+        return Described(len(sample), ends.pop() if len(ends) == 1 else math.nan, math.nan, _UNKNOWN, _UNKNOWN)
     return summary(sample, tolerance(sample) if len(sample) else 0.0, level=level, seed=seed)
 
 
@@ -86,8 +90,8 @@ def beta_bootstrap_t(ascending: Floats, level: float, seed: int) -> Interval:
 
     A resample weighs the values by w_i / sum w with w_i from Beta(1/2, 3/2) instead of by how often each was
     drawn, so no resample has spread 0. With m* and s* its mean and standard deviation and q the quantiles of
-    (m* - m) / s*, the interval is (m - q_high s, m - q_low s). s* divides by the sum of the weights and s by n - 1,
-    where the paper divides by n: a factor of sqrt(n / (n - 1)), for which skewed samples of 5 have use.
+    (m* - m) / s*, the interval is (m - q_high s, m - q_low s). The variance of s* is the weighted mean of
+    squares; that of s divides by n - 1, not n: wider by sqrt(n / (n - 1)), for which skewed samples of 5 have use.
 
     Args:
         ascending: [n >= 2] sorted values, not all equal.

@@ -20,11 +20,8 @@ from scipy import special, stats
 from fedsim.statistics.intervals import Interval, summary
 from fedsim.statistics.rounding import Floats, differences, vector
 
-_ENUMERATED = 13
-"""Pairs up to which 2^n signs are tried where sizes are tied."""
-
 _EXACT = 50
-"""Pairs up to which the distribution of signed ranks without ties is exact; beyond, it is normal to 3 digits."""
+"""Pairs up to which the distribution of signed ranks is exact; beyond, it is normal to 3 digits."""
 
 
 class Test(NamedTuple):
@@ -129,19 +126,27 @@ def t_tests(change: Floats) -> tuple[Floats, Floats]:
 def wilcoxon_p(change: Floats) -> float:
     """Return the two-sided p of Wilcoxon's signed-rank test (Biometrics Bulletin, 1945), zeros left out as there.
 
-    Exact for up to 50 differences without ties and up to 13 with them, by the normal approximation beyond.
+    Exact for up to 50 differences, by the normal approximation beyond.
     """
     moved = change[change != 0]
     if not len(moved):
         return 1.0
-    tied = len(np.unique(np.abs(moved))) < len(moved)
-    if tied and len(moved) <= _ENUMERATED:
-        # Enough resamples to try every sign, which makes SciPy do that and draw nothing.
-        every = stats.PermutationMethod(n_resamples=2**_ENUMERATED)
-        return min(1.0, float(stats.wilcoxon(moved, method=every).pvalue))
-    if not tied and len(moved) <= _EXACT:
-        return min(1.0, float(stats.wilcoxon(moved, method="exact").pvalue))
-    return min(1.0, float(stats.wilcoxon(moved, method="approx").pvalue))
+    if len(moved) > _EXACT:
+        return min(1.0, float(stats.wilcoxon(moved, method="approx").pvalue))
+    if len(np.unique(np.abs(moved))) < len(moved):
+        return _tied_wilcoxon_p(moved)
+    return min(1.0, float(stats.wilcoxon(moved, method="exact").pvalue))
+
+
+def _tied_wilcoxon_p(moved: Floats) -> float:
+    """Return the exact p under ties, for which SciPy has an approximation or the slow way of trying every sign."""
+    doubled = np.rint(2 * stats.rankdata(np.abs(moved))).astype(int)  # shared ranks are halves
+    chances = np.ones(1)  # of each sum of doubled ranks, as one rank after the other gets its sign
+    for rank in doubled:
+        silent = np.zeros(rank)
+        chances = (np.concatenate([chances, silent]) + np.concatenate([silent, chances])) / 2
+    up = int(doubled[moved > 0].sum())
+    return min(1.0, 2 * float(chances[: min(up, int(doubled.sum()) - up) + 1].sum()))
 
 
 def smallest_wilcoxon_p(n: int) -> float:

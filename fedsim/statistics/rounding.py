@@ -47,16 +47,18 @@ def differences(values: Floats, baseline: Floats) -> Floats:
     return np.sign(raw) * merged(sizes, tolerance(values, baseline))[1:] + 0.0  # no -0.0
 
 
-def vector(values: ArrayLike, where: str) -> Floats:
-    """Return a vector of finite float64.
+def vector(values: ArrayLike, where: str, *, finite: bool = True) -> Floats:
+    """Return a vector of float64.
 
     Raises:
-        ValueError: If it is not a vector, or holds NaN or infinity.
+        ValueError: If it is not a vector, or holds NaN, or infinity where it has to be finite.
     """
     result = np.asarray(values, dtype=np.float64)
     if result.ndim != 1:
         raise ValueError(f"{where}: values must be a vector, got shape {result.shape}")
-    if not np.isfinite(result).all():
-        bad = int(np.flatnonzero(~np.isfinite(result))[0])
-        raise ValueError(f"{where}: values must be finite, got {result[bad]:g} at {bad}; leave such pairs out")
+    wrong = np.flatnonzero(~np.isfinite(result) if finite else np.isnan(result))
+    if len(wrong):
+        raise ValueError(
+            f"{where}: values must be numbers, got {result[wrong[0]]:g} at {wrong[0]}; leave such pairs out"
+        )
     return result

@@ -37,6 +37,7 @@ from fedsim.study.folder import (
 )
 from fedsim.study.perform import Order, Outcome, Together, perform
 from fedsim.study.results import gathered
+from fedsim.study_report import write_study_report
 
 Parallel = Literal["runs", "clients"]
 
@@ -107,6 +108,8 @@ def _leave(
     try:
         found = gathered(design, folder, runs, plan, command=command, status=status)
         replace_text(folder / RESULTS, json.dumps(found, indent=1, allow_nan=False))
+        if any(run["status"] == "finished" for run in found["runs"]):
+            write_study_report(folder)
     except Exception:
         log.exception("the results could not be written")
         if status != "interrupted":
@@ -172,7 +175,7 @@ def _carry_out(
         _say(console, f"{len(wanted) - len(left)} of {len(wanted)} runs are finished already")
     if not left:
         return []
-    orders = [Order(_name(run), run.resolved.table(), str((folder / run.id).resolve())) for run in left]
+    orders = [Order(_name(run), _table(run, design), str((folder / run.id).resolve())) for run in left]
     of_order = dict(zip((order.folder for order in orders), left, strict=True))
     standing = _Standing(len(left), {order.folder: of_order[order.folder].resolved.rounds for order in orders})
     failed: list[str] = []
@@ -226,6 +229,16 @@ def _pool(design: Design, num_runs: int, parallel: Parallel | None) -> Iterator[
 
 def _name(run: Run) -> str:
     return f"{run.scenario}, {run.method}, {run.pair.text}"
+
+
+def _table(run: Run, design: Design) -> dict[str, Any]:
+    """Return the scenario of a run as it is carried out: trackers can tell runs of a study apart."""
+    table = run.resolved.table()
+    if "tracking" in table:
+        drawn = {} if run.pair.partition is None else {"partition": str(run.pair.partition)}
+        tags = {"study": design.name, "scenario": run.scenario, "method": run.method, **drawn}
+        table["tracking"] = {**table["tracking"], "tags": {**tags, **table["tracking"].get("tags", {})}}
+    return table
 
 
 def _reached(folder: Path) -> str:

@@ -140,9 +140,9 @@ def _carried_out(
             except Exception as error:  # also a mistake in a rule: the other methods are not to suffer from it
                 if not isinstance(error, FedSimError):
                     log.exception("%s", order.name)
-                cause = str(error) if isinstance(error, FedSimError) else f"{type(error).__name__}: {error}"
-                note_failure(folder, cause)
-                return Outcome("failed", cause)
+                why = str(error) if isinstance(error, FedSimError) else f"{type(error).__name__}: {error}"
+                note_failure(folder, why)
+                return Outcome("failed", why)
     except FedSimError as error:  # somebody else writes the folder
         return Outcome("failed", str(error))
     return Outcome("finished")

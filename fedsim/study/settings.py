@@ -55,8 +55,8 @@ class TuneSettings(Options):
         seeds: Seeds of the trials, the score is the mean over them; as a count, the first so many of the study's.
         rounds: Rounds of a trial; None takes the scenario's.
         grid: Key of the scenario -> values that every method tries; "x0.5" is half of what the method would have.
-        own: Name of a strategy -> the same for its own options; those not named take the grid that their rule
-            declares.
+        own: Name of a strategy -> the same for its own options, also those that its method sets; strategies not
+            named take the grid that their rule declares.
     """
 
     budget: PositiveInt | None = None
@@ -118,7 +118,7 @@ class StudySettings(Options):
     scenarios: tuple[str, ...] = ()
     methods: tuple[Method, ...] = ()
     baseline: str = ""
-    seeds: int | tuple[int, ...] = Field(default=5, validate_default=True)
+    seeds: int | tuple[int, ...] = (0, 1, 2, 3, 4)
     partitions: int | tuple[int, ...] | None = None
     metrics: tuple[str, ...] = TESTED
     changes: tuple[str, ...] = ()

@@ -99,13 +99,13 @@ def plan(design: Design) -> Plan | None:
 def grid_of(settings: TuneSettings, design: Design, method: Method) -> dict[str, tuple[Any, ...]]:
     """Return the values a method is tuned over: the common ones, and those of its own options.
 
-    What a method sets itself is not tuned, nor a number that it does not have.
+    What a method sets itself is tuned only where `own` names it, and a number that it does not have is not.
     """
     scenario = design.bases[0].with_method(method, design.pairs[0])
     declared = {f"strategy.{name}": values for name, values in getattr(scenario.strategy, "tunes", {}).items()}
-    own = settings.own.get(method.strategy, declared)
-    fixed = {change.partition("=")[0].strip() for change in method.changes}
-    grid = {**settings.grid, **own}
+    asked = settings.own.get(method.strategy)
+    fixed = {change.partition("=")[0].strip() for change in method.changes} - set(asked or {})
+    grid = {**settings.grid, **(declared if asked is None else asked)}
     return {
         key: tuple(values)
         for key, values in grid.items()
@@ -174,15 +174,15 @@ def _points(base: Base, method: Method, grid: Mapping[str, Sequence[Any]], budge
 
 
 def _twice(base: Base, method: Method, grid: Mapping[str, Sequence[Any]], pair: Pair) -> list[str]:
-    """Return which keys have a value twice once factors are numbers: fewer points would be tried than of others."""
+    """Return which keys have a value twice once factors are numbers: there would be fewer points than trials."""
     scenario = base.with_method(method, pair)
     problems = []
     for key, values in grid.items():
         tried = [_absolute(scenario, key, value) for value in values]
         if len(set(tried)) < len(tried):
             problems.append(
-                f"study.tune: {key} of {method.label} in {base.name} has a value twice, {list(values)} are {tried}"
-                "; give it others in study.tune.own"
+                f"study.tune: {key} of {method.label} in {base.name} has a value twice, {list(values)} are "
+                f"{tried}; give it others in study.tune.own"
             )
     return problems
 
