@@ -280,7 +280,15 @@ class Design:
     def only(self, labels: Sequence[str]) -> Design:
         """Return the same study of some of the methods."""
         kept = tuple(method for method in self.methods if method.label in labels)
-        update = {"methods": kept, "baseline": self.settings.reference if self.settings.reference in labels else ""}
+        update: dict[str, Any] = {
+            "methods": kept,
+            "baseline": self.settings.reference if self.settings.reference in labels else "",
+        }
+        tune = self.settings.tune
+        if tune is not None:
+            strategies = {method.strategy for method in kept}
+            own = {name: grid for name, grid in tune.own.items() if name in strategies}
+            update["tune"] = tune.model_copy(update={"own": own})
         return replace(self, settings=self.settings.model_copy(update=update))
 
 

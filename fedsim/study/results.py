@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedsim import statistics
 from fedsim.environment import versions
-from fedsim.errors import ScenarioError
+from fedsim.errors import DataError, ScenarioError
 from fedsim.fairness import CONVENTIONS, better
 from fedsim.study import tuning
 from fedsim.study.design import Base, Design, Run
@@ -113,7 +113,14 @@ def _gathered(run: Run, folder: Path) -> Gathered:
     summary = summary_of(where)
     status = summary.get("status")
     done = status == "finished"
-    environment = json.loads((where / "environment.json").read_text(encoding="utf-8")) if done else {}
+    try:
+        environment = json.loads((where / "environment.json").read_text(encoding="utf-8")) if done else {}
+        samples = samples_digest(where) if done else None
+        accuracies = last_accuracies(where) if done else None
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{where}: cannot be read: {error}; remove the folder, and the run is made again"
+        ) from error
     record: Record = {
         "scenario": run.scenario,
         "method": run.method,
@@ -128,7 +135,7 @@ def _gathered(run: Run, folder: Path) -> Gathered:
         "partition_sha256": summary.get("partition_sha256"),
         "data_sha256": summary.get("data_sha256"),
         "initial_sha256": summary.get("initial_sha256"),
-        "samples_sha256": samples_digest(where) if done else None,
+        "samples_sha256": samples,
         "model_sha256": summary.get("model_sha256"),
         "commit": environment.get("commit"),
         "versions": {name: environment.get(name) for name in ("python", "torch", "numpy")} if done else {},
@@ -137,7 +144,7 @@ def _gathered(run: Run, folder: Path) -> Gathered:
         "central": summary.get("central") if done else None,
         "system": summary.get("system") if done else None,
     }
-    return Gathered(run, record, last_accuracies(where) if done else None)
+    return Gathered(run, record, accuracies)
 
 
 def _design(design: Design, folder: Path, found: Sequence[Gathered]) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +17,7 @@ from fedsim import plugins
 from fedsim.errors import ScenarioError
 from fedsim.scenario import layered
 from fedsim.sentences import sentences
-from fedsim.study import command, conductor
+from fedsim.study import command, conductor, tuning
 from fedsim.study.design import Design, beside, study_table
 from fedsim.study.settings import Expectation, Expectations
 from fedsim.study.words import spoken
@@ -145,7 +145,13 @@ def _design(path: str | Path, changes: Sequence[str], asked: Mapping[str, Any], 
                 for label in unknown
             ],
         )
-    return design.only(labels)
+    plan = tuning.plan(design)
+    if plan is None:
+        return design.only(labels)
+    # The budget may follow from methods of which nothing is expected.
+    tune = plan.settings.model_copy(update={"budget": plan.budget})
+    settings = design.settings.model_copy(update={"tune": tune})
+    return replace(design, settings=settings).only(labels)
 
 
 def _table(title: str, lines: Sequence[Line]) -> Table:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedsim.errors import DataError
 from fedsim.study import conductor
 from fedsim.study.fair_play import unlike
 from tests.study.conftest import PARTITIONS, SEEDS
@@ -143,6 +144,29 @@ class TestTampered:
         assert entry(found, "twin", "mean")["difference"]["n"] == len(values)
         assert any("1 of 24 runs are not compared: small, qfedavg[q=0.5], seed 1." in w for w in found["warnings"])
         assert victim["folder"] == bad[0]["folder"]
+
+
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    [
+        ("clients.parquet", None),
+        ("clients.parquet", -9),
+        ("environment.json", None),
+        ("environment.json", 0),
+        ("manifest.json", None),
+        ("summary.json", -9),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_named(finished: Path, tmp_path: Path, name: str, keep: int | None) -> None:
+    """A file is missing, or ends early."""
+    folder = copied(finished, tmp_path / "study")
+    path = folder / TestTampered.victim(folder, OURS)["folder"] / name
+    if keep is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=rf"{path.parent}.*: cannot be read: .*; remove the folder, and the run"):
+        conductor.report(folder)
 
 
 def test_devices_that_are_away_may_answer_differently(tmp_path: Path) -> None:

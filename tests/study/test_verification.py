@@ -131,6 +131,21 @@ def test_a_study_holds_each_scenario_against_its_own(tmp_path: Path, capsys: pyt
     assert "2 of 3 values are within" in capsys.readouterr().out
 
 
+def test_what_is_tuned_is_tuned_as_in_the_whole_study(tmp_path: Path) -> None:
+    """With the budget of all its methods, and whatever is said of those that nothing is expected of."""
+    tune = {"grid": {"client.lr": [0.05, 0.1, 0.2]}, "own": {"afl": {"strategy.lambda_lr": [0.1]}}, "rounds": 1}
+    methods = ["fedavg", {"strategy": "fedavg", "label": "set", "changes": ["client.lr=0.1"]}, "afl"]
+    tune["grid"]["server.lr"] = [0.5, 1.0]  # of the method that has a rate already, these 2 alone are left
+    study = {"methods": methods, "seeds": 1, "tune": tune}
+    path = expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.5)}}, study=study)
+    assert verify(path, out=tmp_path / "verified")
+    whole = conductor.compare(design(path), tmp_path / "whole")
+    alone = study_of(tmp_path / "verified")
+    assert whole["tuning"]["budget"] == alone["tuning"]["budget"] == 2
+    assert [t for t in whole["tuning"]["trials"] if t["method"] == "fedavg"] == alone["tuning"]["trials"]
+    assert entry(whole, "fedavg", "mean", "known")["values"] == entry(alone, "fedavg", "mean", "known")["values"]
+
+
 def test_changes_of_a_study_make_the_expectations_of_its_scenarios_void(tmp_path: Path) -> None:
     expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.5)}}, "a", study={})
     (tmp_path / "s.toml").write_text('[study]\nscenarios = ["a.toml"]\nseeds = 1\nchanges = ["rounds=1"]\n')
