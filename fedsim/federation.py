@@ -77,7 +77,7 @@ class Federation:
         """
         if partition.seed is not None:
             seed = partition.seed
-        raw = dataset.load(root)
+        raw = dataset.read(root)
         labels: Rows = raw.train.y.numpy()
         kept = _limit(labels, dataset.limit, seed)
         owners = None if raw.owners is None else raw.owners[kept]
@@ -262,6 +262,12 @@ def _joined(splits: list[Split]) -> Split:
     )
 
 
+def _name(dataset: Dataset) -> str:
+    """Return what the examples' numbers are numbers of: two choices of classes can have the same labels."""
+    chosen = "" if dataset.classes is None else f" of classes {', '.join(map(str, dataset.classes))}"
+    return f"{dataset.plugin_name}{chosen}"
+
+
 def _manifest(
     dataset: Dataset,
     partition: Partition,
@@ -282,6 +288,6 @@ def _manifest(
         "num_classes": raw.num_classes,
         "class_names": list(raw.class_names),
         **({"group_names": list(raw.group_names)} if raw.group_names else {}),
-        "sha256": manifest.digest(dataset.plugin_name, labels, train, test),
+        "sha256": manifest.digest(_name(dataset), labels, train, test),
         **manifest.shares(labels, raw.num_classes, names, train, test),
     }

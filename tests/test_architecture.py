@@ -43,6 +43,8 @@ ALLOWED = {
         "fedsim/datasets/heart.py",
     ),
     "matplotlib": ("fedsim/report/", "fedsim/study_report/"),
+    "mlflow": ("fedsim/sinks/mlflow.py",),
+    "wandb": ("fedsim/sinks/wandb.py",),
 }
 """Package -> where it may be imported."""
 

@@ -168,6 +168,38 @@ def test_limit_draws_with_the_seed_and_keeps_owners_in_step() -> None:
     assert owned(1) == owned(1) != owned(2)
 
 
+def test_chosen_classes_alone_are_divided_and_limited() -> None:
+    federation = build(Numbered(classes=(2, 0), limit=15), Iid(num_clients=2))
+    assert (federation.num_classes, federation.class_names) == (2, ("class 2", "class 0"))
+    owned = sorted(numbers(federation.train) + numbers(federation.test))
+    assert [number >= 90 for number in owned] == [False] * 8 + [True] * 7  # 15 of examples 0 to 59 and 90 to 99
+    assert not set(owned) & set(range(60, 90))
+    assert federation.common_test is not None
+    assert federation.common_test.y.tolist() == [1] * 5
+    assert federation.manifest["class_names"] == ["class 2", "class 0"]
+
+
+def test_the_hash_tells_classes_apart_that_look_alike() -> None:
+    one, other = (
+        build(Numbered(counts=(20, 20, 20, 20), classes=classes), Iid(num_clients=4)).manifest
+        for classes in ((0, 1), (2, 3))
+    )
+    assert one["clients"] == other["clients"]
+    assert one["sha256"] != other["sha256"]
+
+
+def test_pooled_test_examples_belong_to_clients() -> None:
+    federation = build(Numbered(pool_test=True), Iid(num_clients=5))
+    assert federation.common_test is None
+    owned = sorted(numbers(federation.train) + numbers(federation.test))
+    assert owned == sorted([*range(100), *range(5)])
+
+
+def test_pooled_test_examples_have_no_owner() -> None:
+    with pytest.raises(DataError, match=r"data.pool_test: nobody owns the test examples"):
+        build(Numbered(pool_test=True, owners=(50, 50)), Natural())
+
+
 @pytest.mark.parametrize(
     ("max_examples", "expected"),
     [

@@ -12,7 +12,7 @@ from fedsim.errors import ScenarioError
 from fedsim.scenario import Scenario, locate, overrides_of
 
 HOME = Path(__file__).resolve().parents[1]
-FILES = sorted(HOME.glob("scenarios/**/*.toml"))
+FILES = [file for file in sorted(HOME.glob("scenarios/**/*.toml")) if not file.stem.startswith("study_")]
 
 SMALL = """
 rounds = 3

@@ -6,16 +6,17 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 from torch import Tensor
 
+from fedsim.errors import DataError
 from fedsim.plugins import Plugin
 
 
@@ -101,11 +102,39 @@ class Dataset(Plugin, ABC):
     Attributes:
         limit: Use only this many train examples, drawn with the partition's seed and the same number of each
             class as far as it goes; None uses all.
+        classes: Keep only the examples of these classes, of the official test set too; they are numbered anew in
+            the order given. None keeps all.
+        pool_test: Divide the official test set among the clients together with the train examples, so that their
+            own test shards are all there is to test on, as some papers do.
     """
 
     noun: ClassVar[str] = "data set"
 
     limit: PositiveInt | None = None
+    classes: Annotated[tuple[NonNegativeInt, ...], Field(min_length=2)] | None = None
+    pool_test: bool = False
+
+    @field_validator("classes")
+    @classmethod
+    def _no_class_twice(cls, classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        twice = sorted({number for number in classes or () if (classes or ()).count(number) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(map(str, twice))} is there more than once, keep one of them")
+        return classes
+
+    def read(self, root: Path) -> RawData:
+        """Read the data set and keep what `classes` and `pool_test` say; `limit` is the federation's business.
+
+        Args:
+            root: The data root, see `data_root`.
+
+        Raises:
+            DataError: It cannot be read, or has not got what these options ask for.
+        """
+        raw = self.load(root)
+        if self.classes is not None:
+            raw = _restricted(raw, self.classes)
+        return _pooled(raw, self.plugin_name) if self.pool_test else raw
 
     @abstractmethod
     def load(self, root: Path) -> RawData:
@@ -117,6 +146,51 @@ class Dataset(Plugin, ABC):
         Raises:
             DataError: Files are missing or unreadable; says which and where they come from.
         """
+
+
+def _restricted(raw: RawData, classes: tuple[int, ...]) -> RawData:
+    """Return the examples of some classes, class classes[i] as class i."""
+    unknown = [number for number in classes if number >= raw.num_classes]
+    if unknown:
+        raise DataError(
+            f"data.classes: the data set has the classes 0 to {raw.num_classes - 1}, got "
+            f"{', '.join(map(str, unknown))}; choose among those"
+        )
+    renumbered = torch.full((raw.num_classes,), -1)
+    renumbered[list(classes)] = torch.arange(len(classes))
+
+    def kept(split: Split) -> tuple[Split, Tensor]:
+        labels = renumbered[split.y]
+        rows = torch.nonzero(labels >= 0).flatten()
+        return replace(split[rows], y=labels[rows]), rows
+
+    train, rows = kept(raw.train)
+    without = [str(number) for place, number in enumerate(classes) if not bool((train.y == place).any())]
+    if without:
+        raise DataError(
+            f"data.classes: the data set has no train example of class {', '.join(without)}; leave it out"
+        )
+    return replace(
+        raw,
+        train=train,
+        test=None if raw.test is None else kept(raw.test)[0],
+        num_classes=len(classes),
+        class_names=tuple(raw.class_names[number] for number in classes),
+        owners=None if raw.owners is None else raw.owners[rows.numpy()],
+    )
+
+
+def _pooled(raw: RawData, name: str) -> RawData:
+    """Return train and official test examples as train examples, in this order."""
+    if raw.test is None:
+        raise DataError(f"data.pool_test: {name} has no official test set to divide; leave it out")
+    if raw.owners is not None:
+        raise DataError(f"data.pool_test: nobody owns the test examples of {name}; leave it out")
+    pairs = [(getattr(raw.train, key), getattr(raw.test, key)) for key in ("x", "y", "groups")]
+    x, y, groups = (None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
+    assert x is not None, "every split has inputs"
+    assert y is not None, "every split has classes"
+    return replace(raw, train=Split(x, y, groups), test=None)
 
 
 def data_root() -> Path:

@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import PositiveInt, field_validator
 
 from fedsim.datasets import Dataset, RawData, Split
 from fedsim.errors import DataError
@@ -42,6 +42,12 @@ class Shakespeare(Dataset):
     length: PositiveInt = 80
     stride: PositiveInt = 10
     min_examples: PositiveInt = 10
+
+    @field_validator("classes")
+    @classmethod
+    def _all_characters(cls, classes: tuple[int, ...] | None) -> None:
+        if classes is not None:
+            raise ValueError("the classes are the characters that the texts are made of, leave it out")
 
     def load(self, root: Path) -> RawData:
         """Read the data set; see `Dataset.load`."""

@@ -19,6 +19,7 @@ class LeNet(nn.Module):
         maps: Channels of both convolutions.
         dense: Sizes of the hidden dense layers.
         num_classes: Number of classes C.
+        dropout: Share of the outputs of each hidden dense layer that training sets to 0; () for none.
 
     Raises:
         ScenarioError: The data are no images of at least 16 x 16 pixels.
@@ -31,6 +32,7 @@ class LeNet(nn.Module):
         maps: tuple[int, int],
         dense: tuple[int, ...],
         num_classes: int,
+        dropout: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         channels, height, width = require_image(name, input_shape, min_side=16)
@@ -40,7 +42,13 @@ class LeNet(nn.Module):
             for before, after in pairwise((channels, *maps))
             for layer in (nn.Conv2d(before, after, 5), nn.ReLU(), nn.MaxPool2d(2))
         ]
-        hidden = [layer for before, after in pairwise(sizes) for layer in (nn.Linear(before, after), nn.ReLU())]
+        shares = dropout or (0.0,) * len(dense)
+        hidden = [
+            layer
+            for (before, after), share in zip(pairwise(sizes), shares, strict=True)
+            # No layer where nothing is dropped: parameters keep the names they have without the option.
+            for layer in (nn.Linear(before, after), *([nn.Dropout(share)] if share else []), nn.ReLU())
+        ]
         self.body = nn.Sequential(*convolutions, nn.Flatten(), *hidden)
         self.head = nn.Linear(sizes[-1], num_classes)
 

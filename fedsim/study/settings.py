@@ -55,8 +55,8 @@ class TuneSettings(Options):
         seeds: Seeds of the trials, the score is the mean over them; as a count, the first so many of the study's.
         rounds: Rounds of a trial; None takes the scenario's.
         grid: Key of the scenario -> values that every method tries; "x0.5" is half of what the method would have.
-        own: Name of a strategy -> the same for its own options; those not named take the grid that their rule
-            declares.
+        own: Name of a strategy -> the same for its own options, also those that its method sets; strategies not
+            named take the grid that their rule declares.
     """
 
     budget: PositiveInt | None = None
@@ -74,6 +74,15 @@ class TuneSettings(Options):
     @classmethod
     def _known(cls, metric: str) -> str:
         return _measure(metric)
+
+    @field_validator("seeds")
+    @classmethod
+    def _some(cls, seeds: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(seeds, tuple):
+            if not seeds or min(seeds) < 0:
+                raise ValueError(f"must be a count, or whole numbers from 0, got {list(seeds)}")
+            _once("seeds", seeds)
+        return seeds
 
     @field_validator("grid", "own")
     @classmethod
@@ -109,7 +118,7 @@ class StudySettings(Options):
     scenarios: tuple[str, ...] = ()
     methods: tuple[Method, ...] = ()
     baseline: str = ""
-    seeds: int | tuple[int, ...] = 5
+    seeds: int | tuple[int, ...] = (0, 1, 2, 3, 4)
     partitions: int | tuple[int, ...] | None = None
     metrics: tuple[str, ...] = TESTED
     changes: tuple[str, ...] = ()

@@ -127,6 +127,30 @@ def test_the_wide_cnn_has_its_published_layers() -> None:
     assert shapes == [(64, 3, 5, 5), (64, 64, 5, 5), (384, 1600), (192, 384), (10, 192)]
 
 
+def test_the_wide_cnn_drops_where_fedlf_s_does() -> None:
+    network = CnnWide(dropout=(0.2, 0.5)).build((3, 32, 32), 10)
+    dense = [layer for layer in network.modules() if isinstance(layer, (nn.Linear, nn.Dropout))]
+    assert [layer.p if isinstance(layer, nn.Dropout) else layer.out_features for layer in dense] == [
+        384,
+        0.2,
+        192,
+        0.5,
+        10,
+    ]
+    x = batch("cnn_wide", (3, 32, 32))
+    assert not torch.equal(network(x).logits, network(x).logits)
+    network.eval()
+    assert torch.equal(network(x).logits, network(x).logits)
+
+
+def test_a_network_that_drops_nothing_keeps_the_names_of_its_parameters() -> None:
+    plain, zero = (CnnWide(**options).build((3, 32, 32), 10) for options in ({}, {"dropout": (0.0, 0.0)}))
+    assert list(plain.state_dict()) == list(zero.state_dict())
+    assert [name for name in plain.state_dict() if name.endswith("weight")] == [
+        f"body.{place}.weight" for place in (0, 3, 7, 9)
+    ] + ["head.weight"]
+
+
 def test_the_mlp_has_the_published_size() -> None:
     # McMahan et al.: 199,210 parameters on MNIST.
     assert num_parameters(Mlp().build((1, 28, 28), 10)) == 199_210

@@ -72,6 +72,48 @@ def test_pathological_refuses_a_class_with_too_few_examples() -> None:
         Pathological(num_clients=1000, classes_per_client=2).assign(LABELS, None, seed=0)
 
 
+@pytest.mark.parametrize("wanted", [1, 2, 5])
+def test_blocks_of_classes_are_fedlf_s(wanted: int) -> None:
+    """Against the assignment of its separate_data.py, written out: fill clients in order, class by class."""
+    num_clients = 20
+    left, expected = [wanted] * num_clients, [[] for _ in range(num_clients)]
+    for label in range(10):
+        for client in [c for c in range(num_clients) if left[c] > 0][: num_clients // 10 * wanted]:
+            expected[client].append(label)
+            left[client] -= 1
+    scheme = Pathological(num_clients=num_clients, classes_per_client=wanted, assignment="blocks")
+    parts, _ = scheme.assign(LABELS, None, seed=0)
+    assert [np.unique(LABELS[part]).tolist() for part in parts] == expected
+    assert {len(part) for part in parts} == {50}
+    assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
+    again, _ = scheme.assign(LABELS, None, seed=1)
+    assert [part.tolist() for part in parts] != [part.tolist() for part in again]
+
+
+def test_one_class_a_client_is_the_same_division_of_classes_either_way() -> None:
+    for clients in (3, 100):
+        labels = LABELS[: 100 * min(clients, 10)]
+        for assignment in ("drawn", "blocks"):
+            scheme = Pathological(num_clients=clients, classes_per_client=1, assignment=assignment)
+            parts, _ = scheme.assign(labels, None, seed=0)
+            classes = [int(labels[part[0]]) for part in parts]
+            assert all(len(np.unique(labels[part])) == 1 for part in parts)
+            assert np.bincount(classes).tolist() == [clients // min(clients, 10)] * min(clients, 10)
+
+
+@pytest.mark.parametrize(("clients", "wanted"), [(20, 3), (12, 2), (21, 1)])
+def test_blocks_that_do_not_come_out_even_are_refused(clients: int, wanted: int) -> None:
+    with pytest.raises(DataError, match=rf'partition\.assignment: "blocks" needs .* got {wanted} and {clients}'):
+        Pathological(num_clients=clients, classes_per_client=wanted, assignment="blocks").assign(
+            LABELS, None, seed=0
+        )
+
+
+def test_blocks_refuse_a_class_with_too_few_examples() -> None:
+    with pytest.raises(DataError, match="2 clients share class 9 of 1 examples; lower"):
+        Pathological(num_clients=20, classes_per_client=1, assignment="blocks").assign(LABELS[:901], None, seed=0)
+
+
 def test_dirichlet_alpha_turns_the_skew() -> None:
     def mean_top_share(alpha: float) -> float:
         parts, _ = Dirichlet(num_clients=10, alpha=alpha, min_size=1).assign(LABELS, None, seed=0)
