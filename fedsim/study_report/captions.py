@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedsim.fairness import tail_size
 from fedsim.study_report.scene import Scene
 from fedsim.study_report.spread import heat
 from fedsim.study_report.units import title
@@ -74,7 +75,7 @@ def comparison(scene: Scene) -> str:
         f"pairs and its {scene.level} interval, in points where the measure is in percent. \u25b2 significantly "
         f"better, \u25bc significantly worse: paired t test, Holm-corrected over the {tests} tests of this "
         f"scenario, alpha = {design['alpha']:g}, at least {design['min_pairs']} pairs. No mark means not told "
-        f"apart, which is no proof of equality.{crossed}"
+        f"apart, which is no proof of equality.{crossed}{_tail(scene)}"
     )
 
 
@@ -131,7 +132,9 @@ def clients(scene: Scene) -> str:
         if not found.clients
         else ""
     )
+    fewer = any(scene.result(m, scene.tested[0]).get("n", 0) < len(scene.pairs) for m in scene.evaluated)
     tail = "Left of the dotted line: the worst 10 %."
+    tail += " A method that lacks a pair is the mean of the others." if fewer else ""
     return f"Test accuracy at the last evaluation, {found.about}.{place}{chance} {tail}"
 
 
@@ -152,6 +155,14 @@ def tuning(record: Mapping[str, Any]) -> str:
         f"Each method had {record.get('budget')} trials (seed {seeds}), and was given the values with the best "
         f"{title(str(record.get('metric') or 'mean')).lower()}{held}. Test data were not looked at."
     )
+
+
+def _tail(scene: Scene) -> str:
+    """Say so where the worst 10 % are one client."""
+    clients = scene.record.get("num_clients")
+    if not clients or "worst_10" not in scene.tested or tail_size(clients, 0.1) > 1:
+        return ""
+    return f" With {clients} clients the worst 10 % are one client."
 
 
 def _pairs(scene: Scene) -> str:
