@@ -50,6 +50,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the scenario; repeatable."),
 ]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="SINK", help="Pass the numbers on: tensorboard, mlflow, wandb; repeatable."),
+]
 DataOption = Annotated[
     Path | None,
     typer.Option("--data", help="Folder of the data sets (default: FEDSIM_DATA, else ~/.cache/fedsim)."),
@@ -65,14 +69,16 @@ def run(
     profile: Annotated[
         bool, typer.Option("--profile", help="Say at the end where the time went and how busy each worker was.")
     ] = False,
+    track: TrackOption = None,
 ) -> None:
     """Run a scenario and leave a run folder with every number and a report."""
     from fedsim import interrupt
     from fedsim.simulation import simulate
+    from fedsim.tracking import changes_of
 
     interrupt.install()
     _set_data(data)
-    folder = simulate(scenario, changes or [], out, profile=profile)
+    folder = simulate(scenario, [*(changes or []), *changes_of(track or [])], out, profile=profile)
     typer.echo(f"report: {folder / 'report.html'}")
     typer.echo(folder)
 
@@ -113,20 +119,23 @@ def compare(
         Path | None, typer.Option("--out", help="Study folder (default: one under runs/, by what is compared).")
     ] = None,
     data: DataOption = None,
+    track: TrackOption = None,
 ) -> None:
     """Compare methods over seeds, paired, and say which differences are real; go on where it was interrupted."""
     from fedsim import interrupt
     from fedsim.study import command, conductor
     from fedsim.study.design import Design
+    from fedsim.tracking import changes_of
 
     interrupt.install()
     _set_data(data)
+    changes = [*(changes or []), *changes_of(track or [])]
     asked = command.options(
         strategies=strategies, seeds=seeds, partitions=partitions, baseline=baseline, metrics=metrics, tune=tune
     )
-    design = Design.load(scenario, changes or [], asked)
+    design = Design.load(scenario, changes, asked)
     folder = out or design.default_folder()
-    line = command.line(scenario, asked, changes or [], out)
+    line = command.line(scenario, asked, changes, out)
     found = conductor.compare(design, folder, line, parallel.value if parallel else None)
     typer.echo(folder)
     conductor.raise_for(found, folder)
@@ -217,9 +226,9 @@ def list_(
     family: Annotated[
         str | None,
         typer.Argument(
-            help="strategies, datasets, partitions, models, hooks, metrics, availability, rates, "
-            "partial_work or scenarios; one of them by name; or a table: client, server, engine, evaluation, "
-            "system."
+            help="strategies, datasets, partitions, models, hooks, metrics, sinks, availability, "
+            "rates, partial_work or scenarios; one of them by name; or a table: client, server, engine, "
+            "evaluation, system, tracking."
         ),
     ] = None,
 ) -> None:

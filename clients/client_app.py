@@ -53,6 +53,9 @@ def _answer(kind: str, message: Message, context: Context) -> Message:
 def _app_of(path: str, overrides: str) -> LocalApp:
     """Return the application of a scenario, one per process."""
     scenario = Scenario.load(path, overrides_of(overrides))
-    federation = Federation.build(scenario.data, scenario.partition, scenario.seed, data_root())
+    held_out = scenario.evaluation.validation
+    federation = Federation.build(
+        scenario.data, scenario.partition, scenario.seed, data_root(), validation=held_out
+    )
     torch.set_num_threads(scenario.engine.threads_per_worker)
     return alone(scenario, federation)

@@ -18,6 +18,7 @@ from fedsim.errors import ScenarioError
 from fedsim.metrics import Metric
 from fedsim.plugins import Plugin, UnknownPluginError
 from fedsim.scenario import FAMILIES, TABLES
+from fedsim.sinks import Sink
 from fedsim.system.settings import SystemSettings
 from strategies import stock_options
 from strategies.rules import AnyRule
@@ -29,6 +30,7 @@ _SHELVES: Mapping[str, tuple[str, type[Plugin]]] = {
     "models": FAMILIES["model"],
     "hooks": ("clients.hooks", Hook),
     "metrics": ("fedsim.metrics", Metric),
+    "sinks": ("fedsim.sinks", Sink),
     "availability": SystemSettings.plugged["availability"],
     "rates": SystemSettings.plugged["speed"],
     "partial_work": SystemSettings.plugged["partial_work"],

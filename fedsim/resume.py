@@ -217,13 +217,15 @@ def refuse_changes(before: Mapping[str, Any], scenario: Scenario, where: str) ->
     problems = [
         f"{key}: {_shown(old, key)} -> {_shown(new, key)}; the rounds so far would have been others"
         for key in changed
-        if key not in free
+        if key not in free and not key.startswith("tracking.")
     ]
     most = "engine.max_failures"
     if most in changed and new[most] < old.get(most, 0):
         problems.append(f"{most}: {old[most]} -> {new[most]}; it may only be raised, rounds may have had more")
     if problems:
-        problems[-1] += f"\na resumed run may change {', '.join(sorted(free))}; begin a new one for anything else"
+        problems[-1] += (
+            f"\na resumed run may change {', '.join(sorted(free))}, tracking; begin a new one for anything else"
+        )
         raise ScenarioError(where, problems)
 
 

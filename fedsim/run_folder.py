@@ -103,6 +103,7 @@ class RunFolder:
         self._lists = {f"{model}_{name}" for model in MODELS for name in vectors}
         self._arrays: ArrayRecord | None = None
         self._open: Round | None = None  # the round that is being taken down
+        self.latest: tuple[dict[str, Cell], dict[str, NDArray[Any]]] | None = None  # row and clients' table
         self._previous_loss: NDArray[np.float64] | None = None
         self._seconds = {"start": 0.0, "train": 0.0, "aggregate": 0.0, "evaluate": 0.0}
         self._began = time.perf_counter()
@@ -152,7 +153,7 @@ class RunFolder:
         self._rounds.append(row)
         if finished.evaluated:
             self._look_back(table)
-        self._open = None
+        self._open, self.latest = None, (row, table)
         if time.perf_counter() >= self._next_flush:
             start = time.perf_counter()
             self._write_tables()

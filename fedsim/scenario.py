@@ -35,7 +35,7 @@ from fedsim.models import Model
 from fedsim.partitions import Partition
 from fedsim.plugins import Options, Plugin, UnknownPluginError
 from fedsim.sentences import sentences
-from fedsim.settings import ClientSettings, EngineSettings, Section, ServerSettings
+from fedsim.settings import ClientSettings, EngineSettings, Section, ServerSettings, TrackingSettings
 from fedsim.study.settings import Expectations, StudySettings
 from fedsim.system.settings import SystemSettings
 from strategies import stock_options
@@ -56,7 +56,7 @@ NAMING: Mapping[str, tuple[str, type[Plugin]]] = {**FAMILIES, **SystemSettings.p
 
 Tier = Literal["paper", "smoke", ""]
 
-APART = ("name", "description", "tier", "study", "expect")
+APART = ("name", "description", "tier", "tracking", "study", "expect")
 """Keys that change no result."""
 
 
@@ -90,6 +90,7 @@ class Scenario(BaseModel):
     engine: EngineSettings = EngineSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     system: SystemSettings | None = None
+    tracking: TrackingSettings | None = None
     study: StudySettings | None = None
     expect: Expectations | None = None
 
@@ -114,8 +115,9 @@ class Scenario(BaseModel):
         Raises:
             ScenarioError: Lists every problem.
         """
-        if "data" not in table and (table.get("study") or {}).get("scenarios"):
-            name = ", ".join(map(str, table["study"]["scenarios"]))
+        study = table.get("study")
+        if "data" not in table and isinstance(study, Mapping) and study.get("scenarios"):
+            name = ", ".join(map(str, study["scenarios"]))
             raise ScenarioError(where, [f"is a study of {name}, no scenario; run it with `compare`"])
         problems: list[str] = []
         parts = _parts(dict(table), problems)
@@ -138,7 +140,7 @@ class Scenario(BaseModel):
         return tomli_w.dumps(self.table())
 
     def digest(self) -> str:
-        """Return a hash of what determines the results: all but names, studies, places of work and checkpoints.
+        """Return a hash of what determines the results: all but names, studies, trackers, workplaces, checkpoints.
 
         Files that it names (initial weights, a teacher's) enter by their path, not by what is in them.
         """
@@ -305,6 +307,7 @@ TABLES: Mapping[str, type[Options]] = {
     "engine": EngineSettings,
     "evaluation": EvaluationSettings,
     "system": SystemSettings,
+    "tracking": TrackingSettings,
     "study": StudySettings,
 }
 """Plain tables, which name no plugin themselves."""

@@ -37,8 +37,10 @@ from fedsim.resume import Checkpoints, Saved, hashes_of
 from fedsim.rounds import Callback, CentralEvaluation, Round, run_rounds
 from fedsim.run_folder import RunFolder, default_folder, model_digest, refuse_used
 from fedsim.scenario import Scenario, overrides_of
+from fedsim.sinks import Status
 from fedsim.system.crowd import Crowd
 from fedsim.system.model import Demand, System
+from fedsim.tracking import Tracking
 from fedsim.wire import pack_arrays, unpack_arrays
 from strategies.flower import RuleStrategy
 from strategies.stock import StockStrategy
@@ -108,11 +110,13 @@ def _conduct(
             log.warning("%s", note)
         for worker in grid.usage().workers if isinstance(grid, BlockGrid) else ():
             log.info("%s is process %d on %s", worker.name, worker.pid, worker.node)
-        status, reason = "failed", None
+        status: Status = "failed"
+        reason = None
+        tracking = Tracking(run, scenario, saved.position if saved is not None else None)
         try:
             if report:
                 save_partition_figure(folder)
-            _rounds(scenario, federation, grid, run, callbacks, saved, watch)
+            _rounds(scenario, federation, grid, run, [tracking, *callbacks], saved, watch)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -128,11 +132,19 @@ def _conduct(
             raise
         finally:
             used = watch.found(grid.usage()) if isinstance(grid, BlockGrid) else None
-            _leave(run, status, reason, used, report=report)
+            _leave(run, status, reason, used, tracking, report=report)
     return run.summary
 
 
-def _leave(run: RunFolder, status: str, reason: str | None, used: dict[str, Any] | None, *, report: bool) -> None:
+def _leave(
+    run: RunFolder,
+    status: Status,
+    reason: str | None,
+    used: dict[str, Any] | None,
+    tracking: Tracking,
+    *,
+    report: bool,
+) -> None:
     """Write what was reached; trouble with that must not hide why a run ended."""
     try:
         summary = run.close(status, reason)
@@ -143,12 +155,15 @@ def _leave(run: RunFolder, status: str, reason: str | None, used: dict[str, Any]
             for line in lines(used):
                 log.info("%s", line)
         log.info("%s after %d rounds", status, summary["rounds"])
+        tracking.finish(status)  # the journal is still there for a sink that is behind
         if status == "finished":
             run.clear()
     except Exception:
         log.exception("the run folder could not be completed")
         if status == "finished":
             raise
+    finally:
+        tracking.finish("failed")  # where it was not told of the end above
 
 
 def build_federation(scenario: Scenario) -> Federation:
@@ -156,8 +171,11 @@ def build_federation(scenario: Scenario) -> Federation:
 
     Raises:
         DataError: Data are missing or cannot be divided as asked.
-        ScenarioError: More clients a round than there are.
+        ScenarioError: More clients a round than there are, or a sink whose package is not installed.
     """
+    absent = list(scenario.tracking.missing()) if scenario.tracking is not None else []
+    if absent:
+        raise ScenarioError(scenario.name, absent)
     federation = Federation.build(
         scenario.data,
         scenario.partition,

@@ -1,8 +1,9 @@
-"""The plain tables of a scenario: [client], [server] and [engine]."""
+"""The plain tables of a scenario: [client], [server], [engine] and [tracking]."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
@@ -10,6 +11,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from clients.hooks import Hook
 from fedsim import plugins
 from fedsim.plugins import Options, Plugin
+from fedsim.sinks import Sink
+
+SINKS = "fedsim.sinks"
 
 Decay = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -138,3 +142,38 @@ class EngineSettings(Section):
     max_failures: NonNegativeInt = 0
     timeout_s: PositiveFloat | None = None
     checkpoint_every: NonNegativeInt = 1
+
+
+class TrackingSettings(Section):
+    """Where a run's numbers are passed on to, round by round. Changes no result.
+
+    Attributes:
+        sinks: Trackers: names, or tables with a name and options.
+        tags: What tells runs apart in a tracker, beside scenario, method, partition and seed, or in place of
+            them; a tag "study" makes runs a group.
+    """
+
+    lists: ClassVar[Mapping[str, tuple[str, type[Plugin]]]] = {"sinks": (SINKS, Sink)}
+
+    sinks: tuple[Sink, ...] = ()
+    tags: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = Field(default_factory=dict)
+
+    @field_validator("sinks")
+    @classmethod
+    def _no_sink_twice(cls, sinks: tuple[Sink, ...]) -> tuple[Sink, ...]:
+        names = [plugins.spelled(sink, SINKS) for sink in sinks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is there more than once, keep one of them")
+        return sinks
+
+    def missing(self) -> Iterator[str]:
+        """Yield a problem for each sink whose packages are not installed."""
+        for place, sink in enumerate(self.sinks):
+            absent = [package for package in sink.packages if find_spec(package.partition(".")[0]) is None]
+            if absent:
+                how = f"pip install 'fedsim[{sink.extra}]'" if sink.extra else f"pip install {' '.join(absent)}"
+                yield (
+                    f"tracking.sinks.{place}: {plugins.spelled(sink, SINKS)} needs {', '.join(absent)}, not "
+                    f"installed here; {how}, or leave the sink out"
+                )

@@ -34,8 +34,17 @@ ALLOWED = {
     "datasets": ("fedsim/partitions/",),
     "typer": ("run_sim.py",),
     "rich": ("fedsim/profile.py", "fedsim/simulation.py", "fedsim/study/", "run_sim.py"),
-    "pandas": ("fedsim/run_folder.py", "fedsim/report/", "fedsim/study/", "fedsim/datasets/heart.py"),
-    "matplotlib": ("fedsim/report/",),
+    "pandas": (
+        "fedsim/run_folder.py",
+        "fedsim/report/",
+        "fedsim/study/",
+        "fedsim/study_report/",
+        "fedsim/frames.py",
+        "fedsim/datasets/heart.py",
+    ),
+    "matplotlib": ("fedsim/report/", "fedsim/study_report/"),
+    "mlflow": ("fedsim/sinks/mlflow.py",),
+    "wandb": ("fedsim/sinks/wandb.py",),
 }
 """Package -> where it may be imported."""
 

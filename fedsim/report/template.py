@@ -1,30 +1,6 @@
 """The page, as a jinja2 template. A Python file, because a Flower bundle carries no other kind of template."""
 
-TEMPLATE = """\
-{% macro figure(name, caption) %}
-<figure id="figure-{{ name }}">
-{% if pictures[name].image %}
-{{ pictures[name].image }}
-<figcaption>{{ caption }}</figcaption>
-{% else %}
-<p class="missing">{{ pictures[name].missing }}</p>
-{% endif %}
-</figure>
-{% endmacro %}
-{% macro pairs(rows, label) %}
-<table class="pairs" aria-label="{{ label }}">
-{% for name, value in rows %}
-<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}
-</table>
-{% endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}: who the model serves</title>
-<style>
+STYLE = """\
 :root { --ink: #222; --soft: #595959; --line: #d8d8d8; --accent: #0072b2; --warn: #d55e00; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 60rem; color: var(--ink); background: #fff;
@@ -66,6 +42,45 @@ pre { padding: .9rem; overflow-x: auto; background: #f6f6f6; font: .85rem/1.45 u
   figure, tr { break-inside: avoid; }
   pre { white-space: pre-wrap; }
 }
+"""
+"""How every page looks."""
+
+PAIRS = """\
+{% macro pairs(rows, label) %}
+<table class="pairs" aria-label="{{ label }}">
+{% for name, value in rows %}
+<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
+{% endfor %}
+</table>
+{% endmacro %}
+"""
+"""A macro: a table of names and values."""
+
+TEMPLATE = (
+    """\
+{% macro figure(name, caption) %}
+<figure id="figure-{{ name }}">
+{% if pictures[name].image %}
+{{ pictures[name].image }}
+<figcaption>{{ caption }}</figcaption>
+{% else %}
+<p class="missing">{{ pictures[name].missing }}</p>
+{% endif %}
+</figure>
+{% endmacro %}
+"""
+    + PAIRS
+    + """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}: who the model serves</title>
+<style>
+"""
+    + STYLE
+    + """\
 </style>
 </head>
 <body>
@@ -219,3 +234,4 @@ the high end of losses. Standard deviation and variance shrink when everyone get
 </body>
 </html>
 """
+)

@@ -24,9 +24,20 @@ from fedsim.log_file import log_file
 from fedsim.server_app import build_federation
 from fedsim.study import tuning
 from fedsim.study.design import DESIGN, Design, Run
-from fedsim.study.folder import LOG, RESULTS, RUNS, TRIALS, is_finished, measures_of, summary_of
+from fedsim.study.folder import (
+    LOG,
+    RESULTS,
+    RUNS,
+    TRIALS,
+    is_finished,
+    measures_of,
+    note_failure,
+    replace_text,
+    summary_of,
+)
 from fedsim.study.perform import Order, Outcome, Together, perform
 from fedsim.study.results import gathered
+from fedsim.study_report import write_study_report
 
 Parallel = Literal["runs", "clients"]
 
@@ -52,12 +63,12 @@ def compare(design: Design, folder: Path, command: str = "", parallel: Parallel 
     """
     console = Console()
     _refuse_foreign(folder)
+    _say(console, _headline(design))
+    _try_out(design)  # a mistake leaves no folder, and a study that is there as it is
+    plan = tuning.plan(design)
     with RunLock(folder, folder / "lock"), log_file(folder / LOG):
         design = replace(design, command=command)
-        (folder / DESIGN).write_text(design.to_toml(), encoding="utf-8")
-        _say(console, _headline(design))
-        _try_out(design)
-        plan = tuning.plan(design)
+        replace_text(folder / DESIGN, design.to_toml())
         chosen: Mapping[tuple[str, str], Mapping[str, Any]] = {}
         status = "interrupted"
         runs: list[Run] = []
@@ -96,9 +107,9 @@ def _leave(
     """Write the results of what has been run; trouble with that must not hide why a study ended."""
     try:
         found = gathered(design, folder, runs, plan, command=command, status=status)
-        partial = folder / f"{RESULTS}.part"
-        partial.write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
-        partial.replace(folder / RESULTS)
+        replace_text(folder / RESULTS, json.dumps(found, indent=1, allow_nan=False))
+        if any(run["status"] == "finished" for run in found["runs"]):
+            write_study_report(folder)
     except Exception:
         log.exception("the results could not be written")
         if status != "interrupted":
@@ -164,7 +175,7 @@ def _carry_out(
         _say(console, f"{len(wanted) - len(left)} of {len(wanted)} runs are finished already")
     if not left:
         return []
-    orders = [Order(_name(run), run.resolved.table(), str((folder / run.id).resolve())) for run in left]
+    orders = [Order(_name(run), _table(run, design), str((folder / run.id).resolve())) for run in left]
     of_order = dict(zip((order.folder for order in orders), left, strict=True))
     standing = _Standing(len(left), {order.folder: of_order[order.folder].resolved.rounds for order in orders})
     failed: list[str] = []
@@ -182,7 +193,7 @@ def _carry_out(
                     show(f"{name}: its worker died ({event.cause}); it goes on with another")
                     continue
                 outcome = Outcome("failed", f"its worker died: {event.cause}")
-                _note_death(Path(event.order.folder), outcome)
+                note_failure(Path(event.order.folder), str(outcome.error))
             else:
                 outcome = event.result
             standing.reached[event.order.folder] = run.resolved.rounds
@@ -216,15 +227,18 @@ def _pool(design: Design, num_runs: int, parallel: Parallel | None) -> Iterator[
         closing()
 
 
-def _note_death(folder: Path, outcome: Outcome) -> None:
-    """Leave word in the folder of a run whose process could not."""
-    about = {**summary_of(folder), "status": outcome.status, "error": outcome.error}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
-
-
 def _name(run: Run) -> str:
     return f"{run.scenario}, {run.method}, {run.pair.text}"
+
+
+def _table(run: Run, design: Design) -> dict[str, Any]:
+    """Return the scenario of a run as it is carried out: trackers can tell runs of a study apart."""
+    table = run.resolved.table()
+    if "tracking" in table:
+        drawn = {} if run.pair.partition is None else {"partition": str(run.pair.partition)}
+        tags = {"study": design.name, "scenario": run.scenario, "method": run.method, **drawn}
+        table["tracking"] = {**table["tracking"], "tags": {**tags, **table["tracking"].get("tags", {})}}
+    return table
 
 
 def _reached(folder: Path) -> str:
@@ -310,16 +324,17 @@ def _cell(entry: Mapping[str, Any]) -> str:
 
 
 def raise_for(found: Mapping[str, Any], folder: Path) -> None:
-    """Raise if runs of a study failed, with their names and causes.
+    """Raise if a study that was carried out lacks runs, with their names and causes.
 
     Raises:
         RoundError: Some did.
     """
-    failed = [run for run in found.get("runs", ()) if run["status"] in ("failed", "refused")]
+    failed = [run for run in found.get("runs", ()) if run["status"] != "finished"]
     if not failed:
         return
     lines = [
-        f"{run['scenario']}, {run['method']}, seed {run['seed']}: {run['error']} ({folder / run['folder']})"
+        f"{run['scenario']}, {run['method']}, seed {run['seed']}: {run['error'] or 'not made'} "
+        f"({folder / run['folder']})"
         for run in failed[:10]
     ]
     more = [f"and {len(failed) - 10} more, see {folder / RESULTS}"] if len(failed) > 10 else []
@@ -352,9 +367,13 @@ def report(folder: Path) -> Path:
     """
     design = Design.read(folder)
     plan = tuning.plan(design)
-    chosen = tuning.chosen_values(plan, folder / TRIALS) if plan is not None else {}
+    chosen = (
+        tuning.chosen_values(plan, folder / TRIALS)
+        if plan is not None and tuning.is_complete(plan, folder / TRIALS)
+        else {}
+    )
     runs = design.runs(chosen)
-    whole = all(is_finished(folder / RUNS / run.id) for run in runs)
+    whole = all(summary_of(folder / RUNS / run.id).get("status") in ("finished", "failed") for run in runs)
     with log_file(folder / LOG):
         _leave(design, folder, runs, plan, design.command, "finished" if whole else "interrupted")
     return folder / "study.html"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -149,7 +149,7 @@ class Design:
         given = _with_options(_study_table(table, path), options or {})
         settings = _settings(given, str(path))
         if settings.scenarios:
-            extra = sorted(set(table) - {"name", "description", "tier", "study", "expect"})
+            extra = sorted(set(table) - {"name", "description", "tier", "study"})
             if extra and "data" not in table:
                 where = "has no place in a study of other scenarios; write it in them, or in study.changes"
                 raise ScenarioError(str(path), [f"{key}: {where}" for key in extra])
@@ -258,7 +258,12 @@ class Design:
         elif len(self.methods) < fewest:
             problems.append(f"study.methods: a comparison takes {fewest} or more, got {self.methods[0].label}")
         for method in self.methods:
-            problems += [f"study.methods: {method.label}: {problem}" for problem in _unfair(method)]
+            keys = (change.partition("=")[0].strip() for change in method.changes)
+            problems += [f"study.methods: {method.label}: {problem}" for problem in _unfair(keys)]
+        if self.settings.tune is not None:
+            tune = self.settings.tune
+            for where, grid in (("grid", tune.grid), *((f"own.{name}", grid) for name, grid in tune.own.items())):
+                problems += [f"study.tune.{where}: {problem}" for problem in _unfair(grid)]
         for base in self.bases if not problems else ():
             for method in self.methods:
                 try:
@@ -349,23 +354,30 @@ def _one_tier(where: str, table: Table, bases: Sequence[Base]) -> str:
     return tier
 
 
-def _unfair(method: Method) -> list[str]:
-    """Return which changes would compare a method on something else than the others."""
+def _unfair(keys: Iterable[str]) -> list[str]:
+    """Return what is wrong with keys that differ between methods."""
     problems = []
-    for change in method.changes:
-        key = change.partition("=")[0].strip()
+    for key in keys:
         if key.partition(".")[0] not in OWN_SAY or key in SHARED:
             problems.append(
-                f"{key} would let it be measured on something else than the others; put it into study.changes"
+                f"{key} would let a method be measured on something else than the others; put it into study.changes"
             )
+        elif key in OWN_SAY:  # a whole table may hold any of them
+            problems.append(f"{key} is a table; name the keys in it, such as {key}.lr")
         elif key == "strategy.name":
-            problems.append("strategy.name is its strategy; write that in place of it")
+            problems.append("strategy.name is what a method is; name another strategy in study.methods")
     return problems
 
 
-def number_at(scenario: Scenario, key: str) -> float:
-    """Return the number a scenario has at a key such as "client.lr"; NaN where it has none."""
+def value_at(scenario: Scenario, key: str) -> Any:
+    """Return what a scenario has at a key such as "client.lr"; None where it has nothing."""
     value: Any = scenario.table()
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def number_at(scenario: Scenario, key: str) -> float:
+    """Return the number a scenario has at a key; NaN where it has none."""
+    value = value_at(scenario, key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

@@ -34,6 +34,20 @@ def summary_of(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read: {error}; remove the folder, and the run is made again") from error
 
 
+def note_failure(folder: Path, error: str) -> None:
+    """Leave word in the folder of a run that could not do so itself: it never began, or its process died."""
+    about = {**summary_of(folder), "status": "failed", "error": error}
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "summary.json", json.dumps(about, indent=2))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: whoever reads it finds the old text or the new one."""
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def is_finished(folder: Path) -> bool:
     """Say whether a run is finished."""
     return summary_of(folder).get("status") == "finished"
@@ -73,9 +87,10 @@ def last_accuracies(folder: Path) -> NDArray[np.float64]:
 
 def samples_digest(folder: Path) -> str:
     """Return a hash of which clients were asked to train in which round."""
-    rows = pd.read_parquet(folder / "clients.parquet", columns=["round", "client", "sampled"])
-    asked = rows[rows["sampled"]].sort_values(["round", "client"])[["round", "client"]]
-    return hashlib.sha256(asked.to_numpy(np.int64).tobytes()).hexdigest()
+    rows = pd.read_parquet(folder / "clients.parquet", columns=["round", "client", "sampled", "failed"])
+    # Who failed was asked all the same; round 0 asks nobody to train.
+    asked = rows[rows["sampled"] | (rows["failed"] & (rows["round"] > 0))].sort_values(["round", "client"])
+    return hashlib.sha256(asked[["round", "client"]].to_numpy(np.int64).tobytes()).hexdigest()
 
 
 def num_clients_of(folder: Path) -> int:

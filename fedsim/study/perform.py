@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +22,14 @@ from fedsim.resume import Saved, states_folder
 from fedsim.rounds import Callback, Round
 from fedsim.scenario import Scenario
 from fedsim.server_app import build_federation, conduct
-from fedsim.study.folder import is_finished
+from fedsim.study.folder import is_finished, note_failure
 
 NEWS_S = 0.5
 """Least seconds between two things said about a run."""
 
 Table = Mapping[str, Any]
+
+log = logging.getLogger("fedsim")
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,21 @@ def _carried_out(
         with RunLock(folder) as lock:
             if is_finished(folder):
                 return Outcome("finished")
-            scenario, saved = _where_it_stands(order, folder)
-            federation = build_federation(scenario)
-            if saved is not None:
-                saved.refuse_other_data(scenario, federation)
-            app = LocalApp(scenario, federation, "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
-            app.check()
-            _run(app, federation, opened(app, folder), folder, [news, heed], lock, saved)
-    except FedSimError as error:
+            try:
+                scenario, saved = _where_it_stands(order, folder)
+                federation = build_federation(scenario)
+                if saved is not None:
+                    saved.refuse_other_data(scenario, federation)
+                app = LocalApp(scenario, federation, "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
+                app.check()
+                _run(app, federation, opened(app, folder), folder, [news, heed], lock, saved)
+            except Exception as error:  # also a mistake in a rule: the other methods are not to suffer from it
+                if not isinstance(error, FedSimError):
+                    log.exception("%s", order.name)
+                why = str(error) if isinstance(error, FedSimError) else f"{type(error).__name__}: {error}"
+                note_failure(folder, why)
+                return Outcome("failed", why)
+    except FedSimError as error:  # somebody else writes the folder
         return Outcome("failed", str(error))
     return Outcome("finished")
 

@@ -73,12 +73,14 @@ def gathered(
         runs: The runs of the design.
         plan: How methods were tuned, if they were.
         command: The line that makes the study again.
-        status: "finished", "interrupted" or "failed".
+        status: "finished", "interrupted" or "failed"; a study with a run that failed or is refused has failed.
     """
     found = [_gathered(run, folder) for run in runs]
     alike = [(each.run, each.record) for each in found if each.counts]
     for one, reason in unlike(alike, design.settings.reference):
         one["status"], one["error"] = "refused", reason
+    if status == "finished" and any(each.record["status"] in ("failed", "refused") for each in found):
+        status = "failed"
     results, wins = [], []
     for base in design.bases:
         here = [each for each in found if each.run.scenario == base.name]
@@ -298,8 +300,8 @@ def _tuning(plan: tuning.Plan | None, folder: Path) -> Record | None:
             }
         )
     try:
-        chosen = tuning.chosen(plan, folder)
-    except ScenarioError:  # trials are still to be run, or went wrong: their errors say so
+        chosen = tuning.chosen(plan, folder) if tuning.is_complete(plan, folder) else []
+    except ScenarioError:  # all of a method's trials went wrong: their errors say so
         chosen = []
     return {
         "metric": plan.settings.metric,

@@ -75,6 +75,15 @@ class TuneSettings(Options):
     def _known(cls, metric: str) -> str:
         return _measure(metric)
 
+    @field_validator("seeds")
+    @classmethod
+    def _some(cls, seeds: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(seeds, tuple):
+            if not seeds or min(seeds) < 0:
+                raise ValueError(f"must be a count, or whole numbers from 0, got {list(seeds)}")
+            _once("seeds", seeds)
+        return seeds
+
     @field_validator("grid", "own")
     @classmethod
     def _not_empty(cls, grids: Mapping[str, Any]) -> Mapping[str, Any]:

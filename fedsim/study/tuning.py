@@ -14,8 +14,8 @@ import torch
 from fedsim import seeds
 from fedsim.errors import ScenarioError
 from fedsim.scenario import Scenario
-from fedsim.study.design import Base, Design, Pair, Run, assignments, number_at
-from fedsim.study.folder import score_of
+from fedsim.study.design import Base, Design, Pair, Run, assignments, number_at, value_at
+from fedsim.study.folder import score_of, summary_of
 from fedsim.study.settings import Method, TuneSettings
 
 Values = Mapping[str, Any]
@@ -82,6 +82,11 @@ def plan(design: Design) -> Plan | None:
     ]
     if problems:
         raise ScenarioError(design.name, problems)
+    for base in design.bases:
+        for method in design.methods:
+            problems += _twice(base, method, grids[method.label], design.pairs[0])
+    if problems:
+        raise ScenarioError(design.name, problems)
     trials = []
     for base in design.bases:
         for method in design.methods:
@@ -136,6 +141,11 @@ def chosen(plan_: Plan, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def is_complete(plan_: Plan, folder: Path) -> bool:
+    """Say whether every trial has ended, well or not: before that, the best so far is no choice."""
+    return all(summary_of(folder / run.id).get("status") in ("finished", "failed") for run in plan_.runs)
+
+
 def chosen_values(plan_: Plan, folder: Path) -> dict[tuple[str, str], Values]:
     """Return (scenario, method) -> the values of its best trial; see `chosen`."""
     return {(choice["scenario"], choice["method"]): choice["values"] for choice in chosen(plan_, folder)}
@@ -157,10 +167,24 @@ def _points(base: Base, method: Method, grid: Mapping[str, Sequence[Any]], budge
         return points
     # What the method would do untuned is always among them.
     plain = next((place for place, point in enumerate(points) if _is_default(scenario, point)), None)
-    stream = seeds.generator(0, "tuning", base.name, method.label)
+    stream = seeds.generator(0, "tuning", base.name, method.strategy, *method.changes)
     order: list[int] = torch.randperm(len(points), generator=stream).tolist()
     drawn = [place for place in order if place != plain][: budget - (plain is not None)]
     return [points[place] for place in sorted([*drawn, *([] if plain is None else [plain])])]
+
+
+def _twice(base: Base, method: Method, grid: Mapping[str, Sequence[Any]], pair: Pair) -> list[str]:
+    """Return which keys have a value twice once factors are numbers: a method would have fewer points than trials."""
+    scenario = base.with_method(method, pair)
+    problems = []
+    for key, values in grid.items():
+        tried = [_absolute(scenario, key, value) for value in values]
+        if len(set(tried)) < len(tried):
+            problems.append(
+                f"study.tune: {key} of {method.label} in {base.name} has a value twice, {list(values)} are {tried}; "
+                "give it others in study.tune.own"
+            )
+    return problems
 
 
 def _run(base: Base, method: Method, pair: Pair, values: Values, settings: TuneSettings) -> Run:
@@ -204,10 +228,12 @@ def _relative(values: Sequence[Any]) -> bool:
 
 
 def _is_default(scenario: Scenario, point: Values) -> bool:
-    return all(
-        isinstance(value, int | float) and math.isclose(number_at(scenario, key), value)
-        for key, value in point.items()
-    )
+    return all(_same(value_at(scenario, key), value) for key, value in point.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (one, other))
+    return math.isclose(one, other) if numbers else bool(one == other)
 
 
 def _edges(plan_: Plan, scenario: str, trial: Trial) -> list[str]:

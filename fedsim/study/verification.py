@@ -87,7 +87,7 @@ def verify(
             [f"--set: {', '.join(changes)} makes other runs than [expect] is about; `compare` takes any change"],
         )
     folder = out or design.default_folder()
-    line = command.line(str(path), {}, changes, out, verb="verify")
+    line = command.line(str(path), asked, changes, out, verb="verify")
     found = conductor.compare(design, folder, line, parallel)
     conductor.raise_for(found, folder)
     by_name = dict(zip((base.name for base in design.bases), expected.values(), strict=True))

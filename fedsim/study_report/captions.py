@@ -1,0 +1,169 @@
+"""What figures and tables show, in words: one place, so that the page, the files and the LaTeX agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedsim.study_report.scene import Scene
+from fedsim.study_report.spread import heat
+from fedsim.study_report.units import title
+
+TERMS = (
+    (
+        "pair",
+        "A partition and a seed. Every method runs once on it, with the same data, initial weights and sampled "
+        "clients.",
+    ),
+    ("\u00b1", "Standard deviation over pairs; it divides by n \u2212 1."),
+    (
+        "interval (bootstrap)",
+        "Of a mean over pairs, by the beta bootstrap t (Owen 2025, arXiv:2508.10083): of levels, or of "
+        "differences.",
+    ),
+    ("interval (t)", "The same by Student's t distribution, for comparison."),
+    (
+        "paired t test",
+        "Of the differences to the baseline, pair by pair; two-sided. It decides what is significant.",
+    ),
+    ("Holm", "p corrected for the number of tests of a scenario, methods x tested measures (Holm 1979)."),
+    (
+        "Wilcoxon's test",
+        "Signed ranks of the same differences; with n pairs its p is never below 2 / 2^n. W is the smaller sum of "
+        "ranks.",
+    ),
+    ("significant", "The Holm-corrected p of the t test is below alpha, and there are enough pairs."),
+    ("d_z", "Mean difference over the standard deviation of the differences, with Hedges' correction for small n."),
+    (
+        "rank-biserial",
+        "Matched-pairs rank-biserial correlation (Kerby 2014): 1 where every difference is positive, \u22121 "
+        "where none.",
+    ),
+    (
+        "clients better, equal, worse",
+        "Shares of clients with a higher, equal, lower accuracy than with the baseline, mean over pairs.",
+    ),
+    (
+        "Pareto front",
+        "Methods whose mean values no other method beats in both measures; it says nothing of significance.",
+    ),
+    (
+        "average rank",
+        "Mean over scenarios of a method's rank by its mean over pairs; 1 is best, ties share ranks.",
+    ),
+    (
+        "critical difference",
+        "Average ranks that differ by less are not told apart (Nemenyi's test; Demsar, JMLR 2006).",
+    ),
+)
+"""The words of the statistics, and what they mean here."""
+
+
+def comparison(scene: Scene) -> str:
+    """Return what the table against the baseline shows."""
+    design = scene.study.info["design"]
+    tests = sum(
+        (scene.result(m, k).get("difference") or {}).get("n", 0) >= 2 for m in scene.methods for k in scene.tested
+    )
+    crossed = (
+        " Pairs that share a partition are not independent: the tests speak of these partitions."
+        if design.get("partitions")
+        else ""
+    )
+    return (
+        f"Mean \u00b1 standard deviation over pairs; below, the mean difference to {scene.baseline} on the same "
+        f"pairs and "
+        f"its {scene.level} interval, in points where the measure is in percent. \u25b2 significantly better, "
+        f"\u25bc "
+        f"significantly worse: paired t test, Holm-corrected over the {tests} tests of this scenario, "
+        f"alpha = {design['alpha']:g}, at least {design['min_pairs']} pairs. No mark means not told apart, which "
+        f"is no "
+        f"proof of equality.{crossed}"
+    )
+
+
+def tradeoff(scene: Scene) -> str:
+    """Return what the figure of accuracy against fairness shows."""
+    return (
+        f"Up and to the right is better in both panels. Lines: {scene.level} intervals over {_pairs(scene)}. "
+        "The front is that of the mean values; where intervals overlap, the pairs below say what is told apart."
+    )
+
+
+def distribution(scene: Scene) -> str:
+    """Return what the figure of the clients' accuracies shows."""
+    return (
+        f"Every client's test accuracy at the last evaluation, the clients of {_pairs(scene)} together. The "
+        f"diamond is "
+        "the mean of the worst 10 % of each pair, averaged over pairs."
+    )
+
+
+def rounds(scene: Scene) -> str:
+    """Return what the figure over rounds shows."""
+    others = len(scene.methods) - len(scene.prominent)
+    more = f" In colour: the baseline and the best worst 10 % at the end; grey: {others} others." if others else ""
+    return f"Mean over {_pairs(scene)}; the band reaches from the lowest to the highest pair.{more}"
+
+
+def cost(scene: Scene) -> str:
+    """Return what the figure against simulated time and traffic shows."""
+    return (
+        f"The same on the virtual clock of the scenario's [system] (above), and over the bytes sent to and from "
+        f"the "
+        f"clients, those of lost clients included (below). A round stands at the mean time, or traffic, over "
+        f"{_pairs(scene)}."
+    )
+
+
+def differences(scene: Scene) -> str:
+    """Return what the figure of paired differences shows."""
+    return (
+        f"Method minus {scene.baseline} on the same pair: what the tests see. Open marks: the pairs; diamond and "
+        f"bar: "
+        f"their mean and its {scene.level} interval. Vertical position within a row has no meaning."
+    )
+
+
+def clients(scene: Scene) -> str:
+    """Return what the heat map shows, and what it cannot."""
+    found = heat(scene)
+    chance = (
+        " The order is taken from the baseline's row, so part of what others gain at the left and lose at the "
+        "right "
+        "is chance (regression towards the mean)."
+    )
+    place = (
+        " The partition follows the seed, so client k is another client in each pair: columns are places, not "
+        "clients."
+        if not found.clients
+        else ""
+    )
+    return (
+        f"Test accuracy at the last evaluation, {found.about}.{place}{chance} Left of the dotted line: the "
+        f"worst 10 %."
+    )
+
+
+def ranks(entry: Mapping[str, Any]) -> str:
+    """Return what a critical-difference figure shows."""
+    return (
+        f"{title(str(entry['metric']))}: average ranks over {len(entry['datasets'])} scenarios, the best at the "
+        f"left. "
+        "Grey bars join methods that are not told apart."
+    )
+
+
+def tuning(record: Mapping[str, Any]) -> str:
+    """Return how methods were tuned."""
+    seeds = ", ".join(map(str, record.get("seeds") or []))
+    fraction = record.get("fraction")
+    held = f" on {100 * fraction:g} % of each client's training examples, held out for this" if fraction else ""
+    return (
+        f"Each method had {record.get('budget')} trials (seed {seeds}), and was given the values with the best "
+        f"{title(str(record.get('metric') or 'mean')).lower()}{held}. Test data were not looked at."
+    )
+
+
+def _pairs(scene: Scene) -> str:
+    return f"{len(scene.pairs)} pairs" if len(scene.pairs) != 1 else "1 pair"

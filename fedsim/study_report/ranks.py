@@ -1,0 +1,131 @@
+"""Average ranks over scenarios and Demsar's critical-difference figure, and how much they can tell."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedsim.frames import Record, Study
+from fedsim.report.style import GREY, INK, VERMILLION, figure
+from fedsim.study_report.labels import short_names
+from fedsim.study_report.units import chance, title
+
+LEAST_METHODS, LEAST_SCENARIOS = 4, 2
+
+
+def drawn(study: Study) -> list[Record]:
+    """Return the entries of study.json's ranks with enough methods and scenarios for the figure."""
+    return [
+        entry
+        for entry in study.info.get("ranks") or []
+        if len(entry["methods"]) >= LEAST_METHODS and len(entry["datasets"]) >= LEAST_SCENARIOS
+        and entry.get("critical_difference") is not None
+    ]  # fmt: skip
+
+
+def critical_difference(entry: Record) -> Figure:
+    """The methods along their average ranks; a bar joins those that are not told apart (Demsar, JMLR 2006)."""
+    methods, average = entry["methods"], np.array(entry["average"], dtype=np.float64)
+    order = np.argsort(average, kind="stable")
+    count = len(methods)
+    left = -(-count // 2)
+    cliques = [clique for clique in entry.get("cliques") or [] if len(clique) > 1]
+    step = 0.21
+    drawing = figure(1.0 + 0.12 * len(cliques) + step * left)
+    axes = drawing.add_subplot()
+    axes.set_axis_off()
+    # One unit of the y axis is one line of names; room for names at either side.
+    room = 0.42 * (count - 1)
+    axes.set_xlim(1 - room, count + room)
+    top = -2.6
+    bars = 0.55 * len(cliques) + 0.4
+    axes.set_ylim(bars + left + 0.4, top)
+    _scale(axes, count, float(entry["critical_difference"]))
+    _bars(axes, cliques, dict(zip(methods, average, strict=True)))
+    named = short_names([methods[k] for k in order], 30)
+    for place, (index, name) in enumerate(zip(order, named, strict=True)):
+        at_left = place < left
+        line = bars + 0.5 + (place if at_left else count - 1 - place)
+        edge = 1 - 0.06 * (count - 1) if at_left else count + 0.06 * (count - 1)
+        rank = average[index]
+        axes.plot([rank, rank, edge], [0, line, line], color=INK, linewidth=0.8)
+        text = f"{name}  {rank:.2f}" if at_left else f"{rank:.2f}  {name}"
+        gap = -0.01 * (count - 1) if at_left else 0.01 * (count - 1)
+        axes.text(edge + gap, line, text, ha="right" if at_left else "left", va="center", fontsize=9)
+    return drawing
+
+
+def _scale(axes: Axes, count: int, critical: float) -> None:
+    axes.hlines(0, 1, count, color=INK, linewidth=1.2)
+    every = max(1, round(count / 12))
+    for tick in [*range(1, count, every), count]:
+        if tick != count and count - tick < every / 2:
+            continue
+        axes.vlines(tick, -0.25, 0, color=INK, linewidth=1.0)
+        axes.text(tick, -0.4, str(tick), ha="center", va="bottom", fontsize=9)
+    shown = min(critical, count - 1.0)
+    axes.hlines(-1.75, 1, 1 + shown, color=VERMILLION, linewidth=1.6)
+    axes.vlines([1, 1 + shown] if critical <= count - 1 else [1], -1.95, -1.55, color=VERMILLION, linewidth=1.6)
+    beyond = "" if critical <= count - 1 else ", more than there are ranks"
+    axes.text(
+        1 + shown / 2, -1.9, f"critical difference {critical:.2f}{beyond}", ha="center", va="bottom", fontsize=9,
+        color=VERMILLION,
+    )  # fmt: skip
+
+
+def _bars(axes: Axes, cliques: list[list[str]], average: dict[str, float]) -> None:
+    for row, clique in enumerate(cliques):
+        ends = [average[m] for m in clique if m in average]
+        axes.hlines(0.4 + 0.55 * row, min(ends) - 0.03, max(ends) + 0.03, color=GREY, linewidth=3.5)
+
+
+def words(entry: Record) -> list[str]:
+    """Return what the ranks can tell, in sentences."""
+    names, count = entry["datasets"], len(entry["methods"])
+    critical, friedman = entry.get("critical_difference"), entry.get("friedman") or {}
+    found = []
+    if friedman.get("p") is not None:
+        found.append(
+            f"{title(entry['metric'])}: Friedman's test over {len(names)} scenarios and {count} methods gives "
+            f"p = {chance(friedman['p'])}.".replace("p = <", "p <")
+        )
+    if critical is None:
+        return found
+    if critical > count - 1:
+        found.append(
+            f"With {len(names)} scenarios two methods would have to differ by {critical:.2f} average ranks, and "
+            f"the "
+            f"first and the last can differ by {count - 1} at most: these ranks cannot tell any two methods apart."
+        )
+    else:
+        found.append(
+            f"{title(entry['metric'])}: {_apart(entry) or 'none'} of {count * (count - 1) // 2} pairs of methods "
+            f"are told "
+            f"apart, which takes a small p of Friedman's test and {critical:.2f} average ranks between them."
+        )
+    return found
+
+
+def caution(study: Study) -> str:
+    """Return how much ranks over so few scenarios are worth."""
+    entries: list[Any] = study.info.get("ranks") or []
+    count = len(entries[0]["datasets"]) if entries else 0
+    if count >= 10:
+        return ""
+    return (
+        f"Each of the {count} scenarios counts once, whatever its number of pairs. Nemenyi's and Friedman's tests "
+        f"rely on "
+        "a large-sample approximation that is poor below some 10 data sets; read the ranks as a description, and "
+        "the tests above, scenario by scenario, as evidence."
+    )
+
+
+def _apart(entry: Record) -> int:
+    """Return how many pairs of methods are in no clique together."""
+    joined = {frozenset(two) for clique in entry.get("cliques") or [] for two in combinations(clique, 2)}
+    count = len(entry["methods"])
+    return count * (count - 1) // 2 - len(joined)

@@ -1,0 +1,287 @@
+"""The page of a study: what is shown is what study.json says, and every kind of study has a page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fedsim
+from fedsim.errors import DataError
+from fedsim.study_report import files, paired, progress, ranks, spread, tradeoff, write_study_report
+from fedsim.study_report.scene import scenes
+from tests.report.test_report import Page
+from tests.study_report.studies import EVIL, edit, make_study
+
+KINDS = ("tradeoff", "distribution", "paired", "rounds", "clients")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Figures as SVG only: PNG and PDF take most of the time."""
+    monkeypatch.setattr(files, "DRAWN", {})
+
+
+def page_of(folder):
+    return Page(write_study_report(folder).read_text(encoding="utf-8"))
+
+
+def scene_of(folder, place=0):
+    return scenes(fedsim.load_study(folder))[place]
+
+
+def test_everything_is_there_and_nothing_is_fetched(rich):
+    page = Page((rich / "study.html").read_text(encoding="utf-8"))
+    expected = {f"{kind}-{slug}" for kind in (*KINDS, "cost") for slug in ("mnist-shards", "heart-2")}
+    expected |= {f"ranks-{metric}" for metric in ("mean", "worst-10", "std")}
+    assert set(page.figures) == expected
+    for name, svg in page.figures.items():
+        assert svg is not None, name
+        assert len(svg["aria-label"]) > 30
+        for suffix in ("png", "svg", "pdf"):
+            assert (rich / "figures" / f"{name}.{suffix}").stat().st_size > 1000
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    ids = [value for _, key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    for tag, key, value in page.attributes:
+        if key == "href" and tag == "a" and not value.startswith("#"):
+            assert (rich / value).is_file()
+        elif key in ("href", "xlink:href") and value.startswith("#"):
+            assert value[1:] in ids
+        elif key in ("href", "xlink:href", "src"):
+            assert value.startswith("data:"), (tag, key, value[:60])
+
+
+def test_numbers_are_those_of_study_json(rich):
+    info = json.loads((rich / "study.json").read_text())
+    page = Page((rich / "study.html").read_text(encoding="utf-8"))
+    shown = [float(value) for _, key, value in page.attributes if key == "data-value"]
+    at = {(r["scenario"], r["method"], r["metric"]): r for r in info["results"]}
+    labels = [method["label"] for method in info["design"]["methods"]]
+    assert shown == [
+        at[scenario["name"], label, metric]["mean"]
+        for scenario in info["design"]["scenarios"]
+        for label in labels
+        for metric in info["design"]["metrics"]
+    ]
+    everything = {float(value) for _, key, value in page.attributes if key == "data-measure"}
+    assert everything == {r["mean"] for r in info["results"] if r["metric"] != "n"}
+    entry = at["heart <2>", "term", "worst_10"]
+    low, high = entry["difference"]["interval"]
+    text = page.text.replace("\u2212", "-")
+    assert f"{100 * entry['mean']:.2f} ± {100 * entry['std']:.2f}" in text
+    assert f"{100 * entry['difference']['mean']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]" in text
+
+
+def test_marks_are_those_of_the_test(rich):
+    scene = scene_of(rich, 1)
+    html = (rich / "study.html").read_text(encoding="utf-8")
+    section = html[html.index('id="scenario-heart-2"') : html.index('id="ranks"')]
+    known = [scene.result(m, k)["difference"] for m in scene.methods if m != scene.baseline for k in scene.tested]
+    better = sum(d["significant"] and d["improves"] for d in known)
+    worse = sum(d["significant"] and not d["improves"] for d in known)
+    assert better > 0
+    assert section.count('title="significantly better"') == better
+    assert section.count('title="significantly worse"') == worse
+
+
+def test_a_worse_method_is_marked_as_worse(tmp_path, quick):
+    folder = make_study(tmp_path / "s", methods=("fedavg", "bad"), gaps={"fedavg": 0.15, "bad": -0.2}, seeds=6)
+    page = page_of(folder)
+    scene = scene_of(folder)
+    assert {paired.verdict(scene, "bad", metric) for metric in ("mean", "worst_10", "std")} == {"worse"}
+    assert "\u25bc" in page.text
+    assert not any(key == "title" and value == "significantly better" for _, key, value in page.attributes)
+
+
+def test_names_are_text_wherever_they_stand(rich):
+    page = Page((rich / "study.html").read_text(encoding="utf-8"))
+    assert EVIL in page.text
+    assert "its update is not finite <nan>" in page.text
+    assert "nan" not in page.tags
+    # One for each place that says <b>: ours are facts, headings of notes and details; none comes from the name.
+    assert "<b>bold</b>" not in (rich / "study.html").read_text(encoding="utf-8")
+    assert "python run_sim.py compare scenarios/fair_rules.toml --out 'studies/a b'" in page.text
+
+
+def test_what_is_missing_is_said(rich):
+    page = Page((rich / "study.html").read_text(encoding="utf-8"))
+    assert "This study is not finished" in page.text
+    assert "client 3, round 4" in page.text
+    assert "no such folder" in page.text
+    assert "(4 of 5 pairs)" in page.text
+    assert "runs 48 of 50" in page.text
+
+
+def test_csv_has_the_exact_numbers(rich):
+    info = json.loads((rich / "study.json").read_text())
+
+    def rows(name):
+        # Not pandas: its parser is not the inverse of repr in the last digit.
+        return list(csv.DictReader((rich / "tables" / f"{name}.csv").read_text(encoding="utf-8").splitlines()))
+
+    for slug, scenario in (("mnist-shards", "mnist shards"), ("heart-2", "heart <2>")):
+        mine = [r for r in info["results"] if r["scenario"] == scenario]
+        measures = rows(f"measures-{slug}")
+        assert [float(row["mean"]) for row in measures] == [r["mean"] for r in mine]
+        assert [row["method"] for row in measures] == [r["method"] for r in mine]
+        tested = [(r["difference"] or {"t": {"p_holm": None}})["t"]["p_holm"] for r in mine if r["tested"]]
+        found = [float(row["t_p_holm"]) if row["t_p_holm"] else None for row in rows(f"comparison-{slug}")]
+        assert found == tested
+        assert len(rows(f"statistics-{slug}")) == sum(p is not None for p in tested)
+    assert len(rows("runs")) == len(info["runs"])
+
+
+def test_latex_is_balanced_and_every_row_is_as_long_as_the_header(rich):
+    found = sorted((rich / "tables").glob("*.tex"))
+    assert {
+        "comparison-heart-2.tex",
+        "measures-heart-2.tex",
+        "statistics-heart-2.tex",
+        "ranks.tex",
+        "tuning.tex",
+    } <= {path.name for path in found}
+    for path in found:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\\label{tab:") == 1
+        bare = re.sub(r"\\[{}$&%#_]", "", re.sub(r"(?m)(?<!\\)%.*$", "", text))  # what is escaped is text
+        assert bare.count("{") == bare.count("}")
+        assert bare.count("$") % 2 == 0
+        assert "#" not in bare
+        for columns, body in re.findall(
+            r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", bare, flags=re.DOTALL
+        ):
+            rows = [line for line in body.splitlines() if line.endswith("\\\\")]
+            assert {row.count("&") + 1 for row in rows} == {len(columns)}, path.name
+            assert not any(row.lstrip().startswith("[") for row in rows)
+        assert text.isascii()
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path):
+    folder = make_study(tmp_path / "s", seeds=2, num_clients=6, methods=("fedavg", "afl"))
+
+    def written():
+        write_study_report(folder)
+        made = [
+            folder / "study.html",
+            *sorted((folder / "figures").iterdir()),
+            *sorted((folder / "tables").iterdir()),
+        ]
+        return {path.name: path.read_bytes() for path in made}
+
+    first = written()
+    assert written() == first
+    assert not any(name.endswith(".part") for name in first)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"seeds": 1, "methods": ("fedavg", "afl")},
+        {"seeds": 2, "methods": ("only",)},
+        {"seeds": 3, "partitions": 2, "num_clients": 8},
+        {"scenarios": ("a", "b", "c"), "seeds": 2, "num_clients": 1, "rounds": 2},
+        {"seeds": 2, "metrics": ("worst_10",)},
+        {"seeds": 5, "metrics": ("mean", "angle_deg", "jain", "gini", "min")},
+    ],
+    ids=["one seed", "one method", "crossed", "three scenarios, one client", "one measure", "five measures"],
+)
+def test_every_kind_of_study_has_a_page(tmp_path, quick, kind):
+    page = page_of(make_study(tmp_path / "s", **kind))
+    methods = kind.get("methods", ("fedavg", "qfedavg", "adafed[scale=min]", "term"))
+    slugs = [scenario.replace("_", "-") for scenario in kind.get("scenarios", ("mnist_shards",))]
+    drawn = {name for name, svg in page.figures.items() if svg}
+    for slug in slugs:
+        for figure in ("distribution", "rounds", "clients"):
+            assert f"{figure}-{slug}" in drawn
+        assert (f"paired-{slug}" in drawn) == (len(methods) > 1)
+    assert ("ranks-mean" in drawn) == (len(slugs) > 1)
+    assert "nan" not in page.text.split("Definitions")[0].replace("name", "").lower().split()
+
+
+def test_a_study_before_its_first_run_has_a_page(tmp_path, quick):
+    every = [("mnist_shards", m, s) for m in ("fedavg", "afl") for s in range(2)]
+    page = page_of(
+        make_study(tmp_path / "s", methods=("fedavg", "afl"), seeds=2, missing=every, status="interrupted")
+    )
+    assert all(svg is None for svg in page.figures.values())
+    assert "No run of this scenario is finished" in page.text
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"study\.json"):
+        write_study_report(tmp_path)
+
+
+def test_a_front_is_read_or_else_worked_out(tmp_path):
+    folder = make_study(tmp_path / "s", methods=("fedavg", "afl", "term"), seeds=2, num_clients=6)
+    scene = scene_of(folder)
+    points = {m: (scene.result(m, "mean")["mean"], scene.result(m, "std")["mean"]) for m in scene.methods}
+    expected = {
+        m
+        for m, (mean, std) in points.items()
+        if not any(a >= mean and b <= std and (a, b) != (mean, std) for a, b in points.values())
+    }
+    assert set(tradeoff.on_front(scene, "mean", "std")) == expected
+    edit(
+        folder,
+        lambda info: info["pareto"].append({"scenario": "mnist_shards", "x": "mean", "y": "std", "methods": ["x"]}),
+    )
+    assert tradeoff.on_front(scene_of(folder), "mean", "std") == ["x"]
+
+
+def test_curves_are_means_over_pairs_of_the_rounds_all_of_them_have(tmp_path):
+    folder = make_study(tmp_path / "s", methods=("fedavg", "afl"), seeds=3, rounds=6, every=2, system=True)
+    cut = next(r for r in json.loads((folder / "study.json").read_text())["runs"] if r["method"] == "afl")
+    path = folder / cut["folder"] / "rounds.parquet"
+    pd.read_parquet(path).query("round <= 4").to_parquet(path)
+    scene = scene_of(folder)
+    found = progress.curve(scene, "afl", "worst_10")
+    assert found.x.tolist() == [0, 2, 4]
+    rows = scene.rounds[(scene.rounds["method"] == "afl") & (scene.rounds["round"] == 4)]["worst_10"]
+    assert found.mean[-1] == pytest.approx(rows.mean())
+    assert (found.low[-1], found.high[-1]) == (rows.min(), rows.max())
+    assert progress.curve(scene, "fedavg", "worst_10").x.tolist() == [0, 2, 4, 6]
+    traffic = progress.curve(scene, "fedavg", "mean_accuracy", "traffic")
+    assert traffic.x.tolist() == [0, 2 * 1.5e6, 4 * 1.5e6, 6 * 1.5e6]
+
+
+def test_client_k_is_averaged_over_pairs_only_where_it_is_the_same_client(tmp_path):
+    kind = {"methods": ("fedavg", "afl"), "seeds": 3, "num_clients": 7}
+    apart = spread.heat(scene_of(make_study(tmp_path / "apart", **kind)))
+    assert apart.clients == []
+    assert "another client in each pair" in apart.about
+    scene = scene_of(make_study(tmp_path / "one", shared_partition=True, **kind))
+    one = spread.heat(scene)
+    assert sorted(one.clients) == [str(k) for k in range(7)]
+    means = scene.final[scene.final["method"] == "afl"].groupby("client")["test_accuracy"].mean()
+    assert one.values[1].tolist() == pytest.approx([means[int(k)] for k in one.clients])
+    assert (np.diff(one.values[0]) >= 0).all()
+    named = spread.heat(scene_of(make_study(tmp_path / "named", names=[f"H{k}" for k in range(7)], **kind)))
+    assert sorted(named.clients) == [f"H{k}" for k in range(7)]
+    crossed = spread.heat(scene_of(make_study(tmp_path / "crossed", partitions=2, **kind)))
+    assert "partition 0" in crossed.about
+    assert len(crossed.clients) == 7
+
+
+def test_places_follow_the_baseline_within_each_pair(tmp_path):
+    scene = scene_of(make_study(tmp_path / "s", methods=("fedavg", "afl"), seeds=2, num_clients=5))
+    expected = np.zeros((2, 5))
+    for seed in (0, 1):
+        rows = scene.final[scene.final["seed"] == seed].sort_values("client")
+        base, other = (rows[rows["method"] == m]["test_accuracy"].to_numpy() for m in ("fedavg", "afl"))
+        order = np.argsort(base, kind="stable")
+        expected += np.array([base[order], other[order]]) / 2
+    np.testing.assert_allclose(spread.heat(scene).values, expected)
+
+
+def test_ranks_say_what_they_cannot_tell(rich):
+    entry = fedsim.load_study(rich).info["ranks"][0]
+    assert "cannot tell any two methods apart" in ranks.words(entry)[-1]
+    apart = {**entry, "critical_difference": 1.0, "cliques": [entry["methods"][:3], entry["methods"][2:]]}
+    # 10 pairs of 5 methods; 3 are joined in each of two cliques that share one method.
+    assert "4 of 10 pairs of methods are told apart" in ranks.words(apart)[-1]
