@@ -65,7 +65,7 @@ class TestFinished:
     def test_the_keys_of_the_summary(self, folder: Path) -> None:
         summary, _, _ = read(folder)
         assert set(summary) >= REQUIRED
-        assert set(summary) - REQUIRED <= {"status", "central", "notes"}
+        assert set(summary) - REQUIRED <= {"status", "central", "notes", "data_sha256", "initial_sha256"}
         assert set(summary["fairness"]) == {"test_accuracy", "test_loss", "improved"}
         for name in ("test_accuracy", "test_loss"):
             assert set(summary["fairness"][name]) == MEASURES

@@ -174,15 +174,15 @@ def _points(base: Base, method: Method, grid: Mapping[str, Sequence[Any]], budge
 
 
 def _twice(base: Base, method: Method, grid: Mapping[str, Sequence[Any]], pair: Pair) -> list[str]:
-    """Return which keys have a value twice once factors are numbers: a method would have fewer points than trials."""
+    """Return which keys have a value twice once factors are numbers: there would be fewer points than trials."""
     scenario = base.with_method(method, pair)
     problems = []
     for key, values in grid.items():
         tried = [_absolute(scenario, key, value) for value in values]
         if len(set(tried)) < len(tried):
             problems.append(
-                f"study.tune: {key} of {method.label} in {base.name} has a value twice, {list(values)} are {tried}; "
-                "give it others in study.tune.own"
+                f"study.tune: {key} of {method.label} in {base.name} has a value twice, {list(values)} are "
+                f"{tried}; give it others in study.tune.own"
             )
     return problems
 
