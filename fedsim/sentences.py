@@ -22,6 +22,7 @@ _WORDS = {
     "string_type": "must be a string",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
+    "dict_type": "must be a table",
     "literal_error": "must be {expected}",
 }
 
@@ -54,7 +55,7 @@ def sentences(prefix: str, error: ValidationError, model: type[BaseModel], owner
         else:
             words = _WORDS.get(item["type"])
             said = words.format(**item.get("ctx", {})) if words else item["msg"].lower()
-            yield f"{path}: {said}, got {item['input']!r}"
+            yield f"{path.removesuffix('.')}: {said}, got {item['input']!r}"
 
 
 def some(members: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -295,6 +296,145 @@ class TestCommands:
     def test_help(self, command: Command) -> None:
         for words in (("--help",), ("run", "--help")):
             assert command(*words).code == 0
+
+
+class TestStudies:
+    TWO = ("--strategies", "fedavg,afl", "--seeds", "1")
+
+    def compare(self, command: Command, *words: str, out: str = "study") -> Done:
+        return command("compare", str(command.scenario), *words, "--out", str(command.folder / out))
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ((), "study.methods: names none; write methods = [...], or --strategies fedavg,adafed"),
+            (("--strategies", "fedavg"), "study.methods: a comparison takes 2 or more, got fedavg"),
+            (("--strategies", "fedavg,qfedavgg"), 'no such rule "qfedavgg"; did you mean "qfedavg"'),
+            (("--strategies", "fedavg,afl[lamda_lr=1]"), "strategy.lamda_lr: unknown option"),
+            (("--strategies", "fedavg,afl[x"), "must be a strategy or strategy[key=value; ...]"),
+            (("--strategies", "fedavg,fedavg"), "fedavg is there more than once"),
+            (("--strategies", "fedavg,afl[data.limit=9]"), "data.limit would let a method be measured"),
+            ((*TWO, "--metrics", "mean,wurst_10"), 'no such measure "wurst_10"; did you mean "worst_10"'),
+            ((*TWO, "--baseline", "fedavgg"), 'no method is called "fedavgg"; did you mean "fedavg"'),
+            (
+                ("--strategies", "fedavg,afl", "--seeds", "abc"),
+                'must be a count or seeds with commas between, got "abc"',
+            ),
+            (("--strategies", "fedavg,afl", "--seeds", "0"), "must be a count, or whole numbers from 0"),
+            (("--strategies", "fedavg,afl", "--seeds", "1,1"), "1 is there more than once"),
+            (("--strategies", "fedavg,afl", "--partitions", "1.5"), "--partitions"),
+            ((*TWO, "--parallel", "threads"), "parallel"),
+            ((*TWO, "--set", "rounds=0"), "rounds: must be greater than 0, got 0"),
+            ((*TWO, "--set", "study.alpha=2"), "study.alpha: must be less than 1"),
+            ((*TWO, "--set", "study.alfa=0.1"), "study.alfa: unknown option"),
+            ((*TWO, "--set", "model.name=char_lstm"), "char_lstm expects"),
+        ],
+    )
+    def test_mistakes_are_named_and_leave_no_folder(
+        self, command: Command, words: tuple[str, ...], said: str
+    ) -> None:
+        done = self.compare(command, *words)
+        assert done.code == 2
+        assert said in done.err
+        assert not (command.folder / "study").exists()
+
+    def test_mistakes_are_all_said_at_once(self, command: Command) -> None:
+        done = self.compare(command, "--strategies", "fedavgg,afl[lamda_lr=1],qfedavg[q=-1]")
+        assert done.code == 2
+        assert "3 problems" in done.err
+
+    def test_tiers_that_are_mixed(self, command: Command) -> None:
+        for tier in ("paper", "smoke"):
+            (command.folder / f"{tier}.toml").write_text(f'tier = "{tier}"\n{SMALL}')
+        (command.folder / "both.toml").write_text('[study]\nscenarios = ["paper.toml", "smoke.toml"]\n')
+        done = command("compare", "both.toml", *self.TWO)
+        assert done.code == 2
+        assert "which never share a table: paper: paper; smoke: smoke" in done.err
+
+    def test_a_study_file_is_not_run(self, command: Command) -> None:
+        (command.folder / "s.toml").write_text(f'[study]\nscenarios = ["{command.scenario}"]\n')
+        for word in ("run", "check"):
+            done = command(word, "s.toml")
+            assert done.code == 2
+            assert "no scenario; run it with `compare`" in done.err
+
+    def test_a_folder_of_something_else(self, command: Command) -> None:
+        assert command.run("rounds=1", out="run").code == 0
+        before = sorted(path.name for path in (command.folder / "run").iterdir())
+        done = self.compare(command, *self.TWO, out="run")
+        assert done.code == 2
+        assert "is not empty and holds no study; name another folder with --out" in done.err
+        assert sorted(path.name for path in (command.folder / "run").iterdir()) == before
+
+    def test_a_study_from_the_first_word_to_the_last(self, command: Command) -> None:
+        done = self.compare(command, "--strategies", "fedavg,afl[lambda_lr=0.1]", "--seeds", "4,")
+        assert (done.code, done.err) == (0, "")
+        folder = command.folder / "study"
+        assert done.out.splitlines()[-1] == str(folder)
+        assert "1 pair is too few for a claim" in done.out
+        found = json.loads((folder / "study.json").read_text())
+        words = shlex.split(found["command"])
+        assert [run["seed"] for run in found["runs"]] == [4, 4]
+        for path in (folder / "study.json", *folder.glob("study.html")):
+            path.unlink()
+        assert command("report", str(folder)).code == 0
+        again = json.loads((folder / "study.json").read_text())
+        assert again == found
+        assert command("resume", str(folder)).code == 0
+        assert command("resume", str(folder), "--set", "rounds=9").code == 2
+        done = command(*words[2:])  # the line that it notes
+        assert done.code == 0
+        assert "2 of 2 runs are finished already" in done.out
+        assert json.loads((folder / "study.json").read_text()) == found
+
+    def test_by_default_there_are_five_seeds_and_a_folder_by_content(self, command: Command) -> None:
+        words = ("compare", str(command.scenario), "--strategies", "fedavg,afl", "--set", "rounds=1")
+        done = command(*words)
+        assert done.code == 0
+        folder = Path(done.out.splitlines()[-1])
+        assert folder.parent == Path("runs")
+        assert json.loads((folder / "study.json").read_text())["design"]["seeds"] == [0, 1, 2, 3, 4]
+        done = command(*words)
+        assert Path(done.out.splitlines()[-1]) == folder
+        assert "10 of 10 runs are finished already" in done.out
+
+    def test_runs_that_failed_are_named_with_exit_code_1(self, command: Command) -> None:
+        wild = "fedavg,fedavg[client.lr=3e38]"
+        for _ in range(2):
+            done = self.compare(command, "--strategies", wild, "--seeds", "1")
+            assert done.code == 1
+            assert "1 of 2 runs failed" in done.err
+            assert "small, fedavg[client.lr=3e38], seed 0: " in done.err
+
+    def test_an_interrupted_study_says_so_and_goes_on(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(finished: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fedsim.study.perform.heed", interrupted)
+            done = self.compare(command, *self.TWO)
+        assert done.code == run_sim.INTERRUPTED
+        assert "interrupted" in done.err
+        assert command("resume", str(command.folder / "study")).code == 0
+        found = json.loads((command.folder / "study" / "study.json").read_text())
+        assert (found["status"], {run["status"] for run in found["runs"]}) == ("finished", {"finished"})
+
+    def test_verify(self, command: Command) -> None:
+        expect = "[study]\nseeds = 1\n[expect.fedavg.mean]\nlow = {}\nhigh = 1.0\nsource = 'a paper'\n"
+        out = ("--out", str(command.folder / "study"))
+        for low, code in ((0.0, 0), (0.999, 1)):
+            command.scenario.write_text(SMALL + expect.format(low))
+            done = command("verify", str(command.scenario), *out)
+            assert (done.code, done.err) == (code, "")
+            assert ("OUTSIDE" in done.out) == (code == 1)
+        done = command("verify", str(command.scenario), "--set", "rounds=1", *out)
+        assert done.code == 2
+        assert "makes other runs than [expect] is about" in done.err
+        command.scenario.write_text(SMALL)
+        assert command("verify", str(command.scenario)).code == 2
+        assert command("verify", str(command.scenario), "--seeds", "x").code == 2
 
 
 def spawn(*words: str, folder: Path) -> subprocess.Popen[str]:

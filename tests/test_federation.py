@@ -21,6 +21,7 @@ from fedsim.partitions import Partition
 from fedsim.partitions.dirichlet import Dirichlet
 from fedsim.partitions.iid import Iid
 from fedsim.partitions.natural import Natural
+from fedsim.partitions.resampled import Resampled
 from fedsim.partitions.shards import Shards
 from tests.datasets import samples
 
@@ -338,3 +339,73 @@ def test_real_hospitals(data_root: Path) -> None:
         column = federation.client(i).train.x[:, 2]
         assert abs(column.mean().item()) < 1e-5
         assert column.std(correction=0).item() == pytest.approx(1.0, abs=1e-4)
+
+
+class TestValidation:
+    """Part of each client's train shard takes the place of its test shard."""
+
+    @pytest.mark.parametrize(
+        "partition",
+        [Iid(num_clients=4), Dirichlet(num_clients=3, alpha=0.5), Resampled(num_clients=9, examples=20, alpha=1.0)],
+        ids=["iid", "dirichlet", "resampled"],
+    )
+    @pytest.mark.parametrize("fraction", [0.1, 0.5])
+    def test_it_comes_from_the_train_shard_and_the_test_shard_is_gone(
+        self, partition: Partition, fraction: float
+    ) -> None:
+        plain = build(Numbered(), partition, seed=3)
+        held = Federation.build(Numbered(), partition, 3, NOWHERE, validation=fraction)
+        assert held.num_clients == plain.num_clients
+        for client in range(plain.num_clients):
+            whole, divided = plain.client(client), held.client(client)
+            trained, validated = numbers(divided.train), numbers(divided.test)
+            assert sorted(trained + validated) == sorted(numbers(whole.train))
+            assert not set(trained) & set(validated)
+            assert not set(trained + validated) & set(numbers(whole.test))
+            assert len(validated) == max(1, round(fraction * len(whole.train)))
+        assert held.common_test is None
+        assert plain.common_test is not None
+
+    def test_nobody_is_validated_on_what_anybody_is_tested_on(self) -> None:
+        partition = Resampled(num_clients=30, examples=10)
+        plain = build(Numbered(), partition)
+        held = Federation.build(Numbered(), partition, 0, NOWHERE, validation=0.3)
+        shards = [held.client(i) for i in range(held.num_clients)]
+        seen = {n for shard in shards for split in (shard.train, shard.test) for n in numbers(split)}
+        tested = {n for i in range(plain.num_clients) for n in numbers(plain.client(i).test)}
+        assert not seen & tested
+
+    def test_it_keeps_each_classs_share(self) -> None:
+        held = Federation.build(Numbered(), Iid(num_clients=1, test_fraction=0.5), 0, NOWHERE, validation=0.2)
+        assert [int((held.client(0).test.y == label).sum()) for label in range(3)] == [6, 3, 1]
+
+    def test_it_is_drawn_from_the_seed_of_the_partition(self) -> None:
+        def validated(partition: Partition, seed: int) -> list[int]:
+            return numbers(Federation.build(Numbered(), partition, seed, NOWHERE, validation=0.3).test)
+
+        own, none = Iid(num_clients=4, seed=7), Iid(num_clients=4)
+        assert validated(own, 1) == validated(own, 2) == validated(none, 7)
+        assert validated(none, 1) != validated(none, 2)
+
+    def test_the_manifest_says_so_and_counts_what_is_there(self) -> None:
+        plain = build(Numbered(), Iid(num_clients=4))
+        held = Federation.build(Numbered(), Iid(num_clients=4), 0, NOWHERE, validation=0.25)
+        assert held.manifest["validation"] == 0.25
+        assert "validation" not in plain.manifest
+        assert held.manifest["sha256"] != plain.manifest["sha256"]
+
+    def test_what_prepares_a_shard_sees_no_test_example(self) -> None:
+        """Subtracting the largest train input shows which were given."""
+        partition = Iid(num_clients=1)
+        whole = numbers(build(Numbered(), partition).client(0).train)
+        shard = Federation.build(Numbered(shift=True), partition, 0, NOWHERE, validation=0.3).client(0)
+        both = sorted(numbers(shard.train) + numbers(shard.test))
+        top = max(whole) - max(both)
+        assert max(numbers(shard.train)) == 0
+        assert [number + top for number in both] == sorted(whole)
+
+    def test_a_train_shard_of_one_example_cannot_be_divided(self) -> None:
+        partition = Iid(num_clients=50, test_fraction=0.5)
+        assert build(Numbered(), partition).num_clients == 50
+        with pytest.raises(DataError, match="client 0 needs at least 2 examples"):
+            Federation.build(Numbered(), partition, 0, NOWHERE, validation=0.5)

@@ -539,3 +539,74 @@ def test_what_a_reader_must_know_is_said() -> None:
     assert "mean of the models of all rounds" in notes[1]
     assert Scenario.load("mnist_shards").notes() == []
     assert "is the last model" in Scenario.load("quickstart", ["server.average=recent"]).notes()[0]
+
+
+class TestStudyKeys:
+    """tier, [study] and [expect] are about results, and none depends on them."""
+
+    STUDY = (
+        'tier = "smoke"\n'
+        + SMALL
+        + """
+[study]
+methods = ["fedavg", "adafed[scale=min]", {strategy = "qfedavg", label = "ours", changes = ["strategy.q=2"]}]
+seeds = 3
+[study.tune]
+budget = 2
+[study.tune.grid]
+"client.lr" = [0.1, "x2"]
+[expect.fedavg.mean]
+value = 0.8
+within = 0.05
+source = "a paper"
+[expect."adafed[scale=min]".worst_10]
+low = 0.1
+high = 1.0
+source = "another"
+"""
+    )
+
+    def test_they_are_no_part_of_the_digest_and_survive_being_resolved(self, tmp_path: Path) -> None:
+        plain, full = small(tmp_path), Scenario.load(write(tmp_path, self.STUDY, "full.toml"))
+        assert full.digest() == plain.digest()
+        assert full.study is not None
+        assert [method.label for method in full.study.methods] == ["fedavg", "adafed[scale=min]", "ours"]
+        assert full.study.seeds == (0, 1, 2)
+        resolved = Scenario.load(write(tmp_path, full.to_toml(), "resolved.toml"))
+        assert resolved == full
+        assert plain.study is None
+        assert "study" not in plain.table()
+
+    def test_mistakes_in_them_are_among_the_others(self, tmp_path: Path) -> None:
+        text = "rounds = 0\n" + self.STUDY.replace("rounds = 3\n", "").replace('"smoke"', '"papper"')
+        text = text.replace("seeds = 3", "seeds = 0\nmethod = 1").replace("within = 0.05", "within = -1")
+        problems = problems_of(write(tmp_path, text))
+        assert set(problems) == {
+            "rounds",
+            "tier",
+            "study.seeds",
+            "study.method",
+            "expect.fedavg.mean.within",
+        }
+        assert 'did you mean "methods"' in problems["study.method"]
+
+    @pytest.mark.parametrize("key", ["study", "expect", "tier"])
+    def test_what_is_no_table_is_a_problem_and_not_a_crash(self, tmp_path: Path, key: str) -> None:
+        assert list(problems_of(write(tmp_path, f"{key} = 3\n{SMALL}"))) == [key]
+        assert key in problems_of(write(tmp_path, f"{key} = 3\n"))
+
+    def test_a_child_inherits_the_study_of_its_parent_and_no_expectation(self, tmp_path: Path) -> None:
+        write(tmp_path, self.STUDY, "parent.toml")
+        child = Scenario.load(write(tmp_path, 'extends = "parent.toml"\n[study]\nseeds = 2\n', "child.toml"))
+        assert child.expect is None
+        assert child.study is not None
+        assert (len(child.study.methods), child.study.seeds) == (3, (0, 1))
+        own = 'extends = "parent.toml"\n[expect.fedavg.std]\nlow = 0\nhigh = 1\nsource = "x"\n'
+        expect = Scenario.load(write(tmp_path, own, "own.toml")).expect
+        assert expect is not None
+        assert {method: set(measures) for method, measures in expect.root.items()} == {"fedavg": {"std"}}
+
+    def test_a_study_of_other_scenarios_is_none_itself(self, tmp_path: Path) -> None:
+        path = write(tmp_path, '[study]\nscenarios = ["a", "b"]\n', "study.toml")
+        with pytest.raises(ScenarioError, match="is a study of a, b, no scenario; run it with `compare`"):
+            Scenario.load(path)

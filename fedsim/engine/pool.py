@@ -104,6 +104,8 @@ class RayPool:
 
     def __init__(self, work: Work, settings: EngineSettings, most: int) -> None:
         check_device(settings)
+        self._idle: list[Any] = []
+        self._workers: list[Any] = []
         self._own_ray = not ray.is_initialized()
         if self._own_ray:
             start_ray(settings)
@@ -111,7 +113,7 @@ class RayPool:
             self._settings, self._work = settings, work
             self.num_workers = min(count_workers(settings), most)
             self._actor = actor_class(_Worker, settings)
-            self._idle: list[Any] = [self._hired() for _ in range(self.num_workers)]
+            self._idle.extend(self._hired() for _ in range(self.num_workers))
         except RayError as error:
             self.close()
             raise EngineError(f"engine: the Ray workers cannot start: {cause_of(error)}") from error
@@ -147,6 +149,7 @@ class RayPool:
                         yield Lost(order, cause_of(error), again=False)
                         continue
                     cause = "it ended without a word" if isinstance(error, StopIteration) else cause_of(error)
+                    self._workers.remove(worker)
                     self._dismissed(worker)
                     again = life < LIVES
                     yield Lost(order, cause, again)
@@ -162,13 +165,18 @@ class RayPool:
                 yield Finished(order, what)
 
     def close(self) -> None:
-        """End the workers, and Ray if it was started here."""
-        self._idle = []
+        """End the workers, in the middle of an order if need be, and Ray if it was started here."""
+        for worker in self._workers:  # one that nobody refers to any more would finish its order first
+            self._dismissed(worker)
+        self._idle, self._workers = [], []
         if self._own_ray:
             ray.shutdown()
 
     def _hired(self) -> Any:
-        return self._actor.remote(self._work, self._settings.threads_per_worker, self._settings.gpus_per_worker)
+        settings = self._settings
+        worker = self._actor.remote(self._work, settings.threads_per_worker, settings.gpus_per_worker)
+        self._workers.append(worker)
+        return worker
 
     def _dismissed(self, worker: Any) -> None:
         with contextlib.suppress(RayError):

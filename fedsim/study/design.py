@@ -146,7 +146,7 @@ class Design:
         of_study = [change for change in overrides if change.strip().startswith("study.")]
         of_all = [change for change in overrides if change not in of_study]
         table = layered(path, of_study)
-        given = _with_options(_study_table(table, path), options or {})
+        given = _with_options(study_table(table, path), options or {})
         settings = _settings(given, str(path))
         if settings.scenarios:
             extra = sorted(set(table) - {"name", "description", "tier", "study"})
@@ -310,7 +310,12 @@ def is_study(folder: Path) -> bool:
     return (folder / DESIGN).is_file()
 
 
-def _study_table(table: dict[str, Any], path: str | Path) -> Table:
+def study_table(table: Table, path: str | Path) -> Table:
+    """Return the table [study] of a file, {} where it has none.
+
+    Raises:
+        ScenarioError: It is no table.
+    """
     study = table.get("study") or {}
     if not isinstance(study, dict):
         raise ScenarioError(str(path), [f"study: must be a table, got {study!r}"])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -18,7 +18,7 @@ from fedsim.errors import ScenarioError
 from fedsim.scenario import layered
 from fedsim.sentences import sentences
 from fedsim.study import command, conductor
-from fedsim.study.design import Design, beside
+from fedsim.study.design import Design, beside, study_table
 from fedsim.study.settings import Expectation, Expectations
 from fedsim.study.words import spoken
 
@@ -70,8 +70,8 @@ def verify(
         ScenarioError: It has no expectations, or a change would make them void.
         RoundError: A run failed.
     """
-    table = layered(path)
-    named = list((table.get("study") or {}).get("scenarios") or [])
+    study = study_table(layered(path), path)
+    named = list(study.get("scenarios") or [])
     expected = {str(each): _expectations(each) for each in [beside(path, name) for name in named] or [path]}
     labels = list(dict.fromkeys(label for each in expected.values() for label in each))
     if not labels:
@@ -81,11 +81,11 @@ def verify(
         )
     asked = command.options(seeds=seeds)
     design = _design(path, changes, asked, labels)
-    if changes and design.digest() != _design(path, (), asked, labels).digest():
-        raise ScenarioError(
-            str(path),
-            [f"--set: {', '.join(changes)} makes other runs than [expect] is about; `compare` takes any change"],
-        )
+    if design.digest() != _design(path, (), asked, labels).digest():
+        _refuse(path, "--set", changes)
+    # A table beside study.changes knows of them, those of the scenarios that a study names do not.
+    if named and design.digest() != _design(path, changes, {**asked, "changes": []}, labels).digest():
+        _refuse(path, "study.changes", study["changes"])
     folder = out or design.default_folder()
     line = command.line(str(path), asked, changes, out, verb="verify")
     found = conductor.compare(design, folder, line, parallel)
@@ -119,6 +119,11 @@ def held_against(
     return lines
 
 
+def _refuse(path: str | Path, where: str, changes: Sequence[str]) -> NoReturn:
+    said = f"{', '.join(changes)} makes other runs than [expect] is about; `compare` takes any change"
+    raise ScenarioError(str(path), [f"{where}: {said}"])
+
+
 def _expectations(path: str | Path) -> Mapping[str, Mapping[str, Expectation]]:
     try:
         return Expectations.model_validate(layered(path).get("expect", {})).root
@@ -127,7 +132,7 @@ def _expectations(path: str | Path) -> Mapping[str, Mapping[str, Expectation]]:
 
 
 def _design(path: str | Path, changes: Sequence[str], asked: Mapping[str, Any], labels: Sequence[str]) -> Design:
-    given = (layered(path).get("study") or {}).get("methods")
+    given = study_table(layered(path), path).get("methods")
     methods = asked if given else {**asked, "methods": list(labels)}
     design = Design.load(path, changes, methods, fewest=1)
     known = [method.label for method in design.methods]

@@ -103,6 +103,14 @@ def _of_pairs(study: Record) -> Iterator[str]:
             f"Pairs share {len(design['partitions'])} partitions and so are not independent: tests and intervals "
             "speak of these partitions. Without --partitions every pair has its own."
         )
+        return
+    for scenario in design["scenarios"]:
+        drawn = [pair["partition_sha256"] for pair in study["pairs"] if pair["scenario"] == scenario["name"]]
+        if len(drawn) > 1 and len(set(drawn)) == 1:
+            yield (
+                f"{scenario['name']}: all pairs share one partition, by partition.seed: tests and intervals "
+                "speak of it alone. Without that key every pair has its own."
+            )
 
 
 def _of_ranks(study: Record) -> Iterator[str]:

@@ -17,6 +17,7 @@ class Unsound(Rule):
     facts: ClassVar[Facts] = Facts(memory="none", cost="K D", secure=True)
 
     def direction(self, cohort: Cohort) -> Direction:
+        del cohort
         raise ZeroDivisionError("nobody thought of this")
 
 

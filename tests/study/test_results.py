@@ -279,6 +279,7 @@ class TestWords:
             ],
             "ranks": [],
             "runs": [],
+            "pairs": [],
             "tuning": None,
         }
 
@@ -306,6 +307,12 @@ class TestWords:
 
     def test_crossed_partitions_are_said_to_make_pairs_dependent(self, study: dict[str, Any]) -> None:
         assert any("share 2 partitions and so are not independent" in line for line in study["words"])
+
+    def test_a_partition_that_is_always_the_same_is_said(self) -> None:
+        made = self.made(lambda rng: rng.normal(0, 0.01, 6), 6)
+        for hashes, same in ((["a"] * 6, True), (list("abcdef"), False)):
+            study = {**made, "pairs": [{"scenario": "s", "partition_sha256": one} for one in hashes]}
+            assert ("all pairs share one partition" in " ".join(words(study))) == same
 
     def test_a_study_that_was_not_tuned_says_so(self, study: dict[str, Any]) -> None:
         assert any("No method was tuned" in line for line in study["warnings"])

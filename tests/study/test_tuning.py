@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from clients.client_app import _app_of
 from fedsim import plugins
 from fedsim.datasets.digits import Digits
 from fedsim.errors import ScenarioError
 from fedsim.federation import Federation
+from fedsim.scenario import Scenario
 from fedsim.study import conductor, tuning
 from fedsim.study.settings import TuneSettings
 from fedsim.study.tuning import Plan, Trial
@@ -178,7 +180,7 @@ class TestRefused:
         assert words in str(caught.value)
 
     def test_an_option_that_only_some_have_goes_into_own(self, tmp_path: Path) -> None:
-        with pytest.raises(ScenarioError, match="strategy.q: unknown option"):
+        with pytest.raises(ScenarioError, match=r"strategy\.q: unknown option"):
             planned(tmp_path, grid={"strategy.q": [0.1, 0.2]}, own={})
         assert problems(scenario(tmp_path), "fedavg", OURS, tune={"sedes": 1})
 
@@ -205,7 +207,7 @@ class TestChoice:
     @pytest.mark.parametrize("metric", ["mean", "std"])
     def test_the_first_of_equals(self, tmp_path: Path, metric: str) -> None:
         plan = planned(tmp_path, **LR, metric=metric)
-        pretend(plan, tmp_path, lambda t, seed: 0.5, metric)
+        pretend(plan, tmp_path, lambda _trial, _seed: 0.5, metric)
         assert [choice["values"] for choice in tuning.chosen(plan, tmp_path)] == [{"client.lr": 0.05}] * 2
 
     def test_a_trial_that_failed_on_one_seed_is_never_chosen(self, tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ class TestChoice:
 
     def test_where_all_failed_there_is_no_choice(self, tmp_path: Path) -> None:
         plan = planned(tmp_path, **LR)
-        pretend(plan, tmp_path, lambda t, seed: None if t.method == OURS else 0.3)
+        pretend(plan, tmp_path, lambda t, _seed: None if t.method == OURS else 0.3)
         with pytest.raises(ScenarioError, match=r"qfedavg\[q=0.5\]: every trial of its tuning failed") as caught:
             tuning.chosen(plan, tmp_path)
         assert "fedavg:" not in "\n".join(caught.value.problems).replace("qfedavg", "")
@@ -237,7 +239,7 @@ class TestChoice:
             own={"qfedavg": {}},
         )
         for best, edge in ((0.05, ["client.lr"]), (0.1, []), (0.2, ["client.lr"])):
-            pretend(plan, tmp_path, lambda t, seed, best=best: float(t.values["client.lr"] == best))
+            pretend(plan, tmp_path, lambda t, _seed, best=best: float(t.values["client.lr"] == best))
             assert [choice["at_edge"] for choice in tuning.chosen(plan, tmp_path)] == [edge, edge]
 
 
@@ -276,6 +278,17 @@ class TestCarriedOut:
         assert found["tuning"] == clean["tuning"]
         assert all(trial["score"] is not None for trial in clean["tuning"]["trials"])
         assert entry(found, OURS, "mean") == entry(clean, OURS, "mean")
+
+    def test_clients_that_are_processes_of_flowers_hold_out_the_same_examples(self, tmp_path: Path) -> None:
+        path = str(scenario(tmp_path))
+        given = Scenario.load(path, ["evaluation.validation=0.3"])
+        held = Federation.build(given.data, given.partition, given.seed, Path(), validation=0.3)
+        before = torch.get_num_threads()
+        theirs = _app_of(path, "evaluation.validation=0.3")
+        _app_of.cache_clear()
+        torch.set_num_threads(before)  # it sets those of its process
+        assert torch.equal(theirs._federation.test.x, held.test.x)
+        assert torch.equal(theirs._federation.train.x, held.train.x)
 
     def test_methods_run_with_what_was_chosen_for_them(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

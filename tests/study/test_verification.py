@@ -1,0 +1,160 @@
+"""`verify`: what a scenario says comes out, comes out, or exit code 1 says that it does not."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsim.errors import ScenarioError
+from fedsim.study import conductor
+from fedsim.study.settings import Expectation
+from fedsim.study.verification import held_against, verify
+from tests.study.studies import design, entry, scenario, study_of
+
+SOURCE = "a paper, Table 1"
+
+
+def expecting(folder: Path, expect: dict[str, Any], file: str = "known", **tables: Any) -> Path:
+    """Write a scenario with expectations: method -> measure -> (value, within)."""
+    table = {
+        method: {m: {"value": value, "within": within, "source": SOURCE} for m, (value, within) in measures.items()}
+        for method, measures in expect.items()
+    }
+    return scenario(folder, file, expect=table, **{"study": {"seeds": 2}, **tables})
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """What comes out."""
+    folder = tmp_path_factory.mktemp("known")
+    found = conductor.compare(design(scenario(folder), "fedavg", "qfedavg[q=0.5]", seeds=2), folder / "out")
+    return {metric: entry(found, "fedavg", metric)["mean"] for metric in ("mean", "std")}
+
+
+def test_within_and_outside(tmp_path: Path, known: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"  # the runs are the same, and made once
+    both = {"mean": (known["mean"] + 0.01, 0.011), "std": (known["std"] - 0.01, 0.011)}
+    assert verify(expecting(tmp_path, {"fedavg": both}), out=out)
+    assert "2 of 2 values are within what was expected" in capsys.readouterr().out
+    assert not verify(expecting(tmp_path, {"fedavg": {**both, "mean": (known["mean"] + 0.01, 0.009)}}), out=out)
+    text = capsys.readouterr().out
+    assert "1 of 2 values are within" in text
+    assert text.count("OUTSIDE") == 1
+    assert {run["method"] for run in study_of(out)["runs"]} == {"fedavg"}  # nothing else is run
+
+
+def test_a_method_with_options_is_a_label_too(tmp_path: Path, known: dict[str, float]) -> None:
+    label = "fedavg[client.lr=0.1]"
+    assert verify(expecting(tmp_path, {label: {"mean": (known["mean"], 1e-6)}}), out=tmp_path / "out")
+
+
+def test_a_run_that_failed_is_no_value(tmp_path: Path) -> None:
+    with pytest.raises(conductor.RoundError, match="2 of 2 runs failed"):
+        verify(expecting(tmp_path, {"fedavg[client.lr=3e38]": {"mean": (0.5, 0.5)}}), out=tmp_path / "out")
+
+
+class TestRefused:
+    def test_nothing_expected(self, tmp_path: Path) -> None:
+        with pytest.raises(ScenarioError, match="expect: there is none"):
+            verify(scenario(tmp_path))
+
+    @pytest.mark.parametrize("change", ["rounds=3", "client.lr=0.2", "study.seeds=[5]", "data.limit=100"])
+    def test_a_change_of_results_makes_expectations_void(self, tmp_path: Path, change: str) -> None:
+        path = expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.5)}})
+        with pytest.raises(ScenarioError, match=r"--set: .* makes other runs than \[expect\] is about"):
+            verify(path, [change], out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_where_it_is_run_does_not(self, tmp_path: Path) -> None:
+        path = expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.5)}}, study={"seeds": 1})
+        assert verify(path, ["engine.workers=3", "engine.checkpoint_every=0"], out=tmp_path / "out")
+
+    def test_a_method_that_is_none_of_the_studys(self, tmp_path: Path) -> None:
+        study = {"methods": ["fedavg", "afl"], "seeds": 1}
+        path = expecting(tmp_path, {"fedav": {"mean": (0.5, 0.5)}}, study=study)
+        with pytest.raises(ScenarioError, match='expect: no method is called "fedav"; did you mean "fedavg"'):
+            verify(path)
+
+    def test_a_method_that_is_none(self, tmp_path: Path) -> None:
+        with pytest.raises(ScenarioError, match='did you mean "fedavg"'):
+            verify(expecting(tmp_path, {"fedavgg": {"mean": (0.5, 0.5)}}))
+
+    @pytest.mark.parametrize(
+        ("table", "words"),
+        [
+            ({"value": 0.5, "source": "x"}, "must have value and within, or low and high"),
+            (
+                {"value": 0.5, "within": 0.1, "low": 0.4, "source": "x"},
+                "must have value and within, or low and high",
+            ),
+            ({"low": 0.5, "high": 0.4, "source": "x"}, "low must be at most high"),
+            ({"low": 0.4, "high": 0.5}, "source: missing"),
+            ({"low": 0.4, "high": 0.5, "source": ""}, "source"),
+            ({"value": 0.5, "within": 0.0, "source": "x"}, "within: must be greater than 0"),
+            ({"value": float("nan"), "within": 0.1, "source": "x"}, "value: must be finite"),
+            ({"low": float("-inf"), "high": 0.1, "source": "x"}, "low: must be finite"),
+        ],
+    )
+    def test_a_range_that_is_none(self, tmp_path: Path, table: dict[str, Any], words: str) -> None:
+        with pytest.raises(ScenarioError) as caught:
+            verify(scenario(tmp_path, "bad", expect={"fedavg": {"mean": table}}))
+        assert words in str(caught.value)
+
+    def test_a_measure_that_is_none(self, tmp_path: Path) -> None:
+        with pytest.raises(ScenarioError, match='did you mean "mean"'):
+            verify(expecting(tmp_path, {"fedavg": {"maen": (0.5, 0.1)}}))
+
+    @pytest.mark.parametrize("text", ["study = 3\n", "expect = 3\n", "[expect]\nfedavg = 3\n"])
+    def test_tables_that_are_none(self, tmp_path: Path, text: str) -> None:
+        path = scenario(tmp_path)
+        path.write_text(text + path.read_text() if text[0] != "[" else path.read_text() + text)
+        with pytest.raises(ScenarioError):
+            verify(path)
+
+
+def test_what_is_expected_of_a_parent_is_not_expected_of_its_child(tmp_path: Path) -> None:
+    expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.1)}}, "parent")
+    (tmp_path / "child.toml").write_text('extends = "parent.toml"\nrounds = 1\n')
+    with pytest.raises(ScenarioError, match="expect: there is none"):
+        verify(tmp_path / "child.toml")
+
+
+def test_a_study_holds_each_scenario_against_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.5)}}, "a", study={})
+    expecting(tmp_path, {"fedavg": {"mean": (0.5, 1e-9)}, "afl": {"std": (0.5, 0.5)}}, "b", study={}, rounds=1)
+    (tmp_path / "both.toml").write_text('[study]\nscenarios = ["a.toml", "b.toml"]\nseeds = 1\n')
+    assert not verify(tmp_path / "both.toml", out=tmp_path / "out")
+    assert "2 of 3 values are within" in capsys.readouterr().out
+
+
+def test_changes_of_a_study_make_the_expectations_of_its_scenarios_void(tmp_path: Path) -> None:
+    expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.5)}}, "a", study={})
+    (tmp_path / "s.toml").write_text('[study]\nscenarios = ["a.toml"]\nseeds = 1\nchanges = ["rounds=1"]\n')
+    with pytest.raises(
+        ScenarioError, match=r"study.changes: .*rounds=1.* makes other runs than \[expect\] is about"
+    ):
+        verify(tmp_path / "s.toml", out=tmp_path / "out")
+
+
+def test_the_line_that_is_noted_makes_the_same_study_again(tmp_path: Path) -> None:
+    path = expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.5)}})
+    verify(path, ["engine.workers=2"], seeds="7,", out=tmp_path / "out")
+    words = shlex.split(json.loads((tmp_path / "out" / "study.json").read_text())["command"])
+    assert words[:4] == ["python", "run_sim.py", "verify", str(path)]
+    assert words[words.index("--seeds") + 1] == "7,"
+    assert words[words.index("--set") + 1] == "engine.workers=2"
+
+
+@pytest.mark.parametrize(
+    ("value", "holds"), [(0.4, True), (0.5, True), (0.3999, False), (0.5001, False), (None, False)]
+)
+def test_ends_of_a_range_are_in_it_and_nothing_is_not(value: float | None, holds: bool) -> None:
+    expected = {"s": {"fedavg": {"mean": Expectation(low=0.4, high=0.5, source="x")}}}
+    results = [{"scenario": "s", "method": "fedavg", "metric": "mean", "mean": value, "std": None, "n": 1}]
+    (line,) = held_against(results, expected)
+    assert line.within == holds
+    assert not held_against([], expected)[0].within
