@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedsim.fairness import tail_size
 from fedsim.study_report.scene import Scene
 from fedsim.study_report.spread import heat
 from fedsim.study_report.units import title
@@ -62,9 +63,8 @@ TERMS = (
 def comparison(scene: Scene) -> str:
     """Return what the table against the baseline shows."""
     design = scene.study.info["design"]
-    tests = sum(
-        (scene.result(m, k).get("difference") or {}).get("n", 0) >= 2 for m in scene.methods for k in scene.tested
-    )
+    differences = [scene.result(m, k).get("difference") or {} for m in scene.methods for k in scene.tested]
+    tests = sum((difference.get("t") or {}).get("p_holm") is not None for difference in differences)
     crossed = (
         " Pairs that share a partition are not independent: the tests speak of these partitions."
         if design.get("partitions")
@@ -72,13 +72,10 @@ def comparison(scene: Scene) -> str:
     )
     return (
         f"Mean \u00b1 standard deviation over pairs; below, the mean difference to {scene.baseline} on the same "
-        f"pairs and "
-        f"its {scene.level} interval, in points where the measure is in percent. \u25b2 significantly better, "
-        f"\u25bc "
-        f"significantly worse: paired t test, Holm-corrected over the {tests} tests of this scenario, "
-        f"alpha = {design['alpha']:g}, at least {design['min_pairs']} pairs. No mark means not told apart, which "
-        f"is no "
-        f"proof of equality.{crossed}"
+        f"pairs and its {scene.level} interval, in points where the measure is in percent. \u25b2 significantly "
+        f"better, \u25bc significantly worse: paired t test, Holm-corrected over the {tests} tests of this "
+        f"scenario, alpha = {design['alpha']:g}, at least {design['min_pairs']} pairs. No mark means not told "
+        f"apart, which is no proof of equality.{crossed}{_tail(scene)}"
     )
 
 
@@ -94,8 +91,7 @@ def distribution(scene: Scene) -> str:
     """Return what the figure of the clients' accuracies shows."""
     return (
         f"Every client's test accuracy at the last evaluation, the clients of {_pairs(scene)} together. The "
-        f"diamond is "
-        "the mean of the worst 10 % of each pair, averaged over pairs."
+        "diamond is the mean of the worst 10 % of each pair, averaged over pairs."
     )
 
 
@@ -109,9 +105,8 @@ def rounds(scene: Scene) -> str:
 def cost(scene: Scene) -> str:
     """Return what the figure against simulated time and traffic shows."""
     return (
-        f"The same on the virtual clock of the scenario's [system] (above), and over the bytes sent to and from "
-        f"the "
-        f"clients, those of lost clients included (below). A round stands at the mean time, or traffic, over "
+        "The same on the virtual clock of the scenario's [system] (above), and over the bytes sent to and from "
+        "the clients, those of lost clients included (below). A round stands at the mean time, or traffic, over "
         f"{_pairs(scene)}."
     )
 
@@ -120,8 +115,7 @@ def differences(scene: Scene) -> str:
     """Return what the figure of paired differences shows."""
     return (
         f"Method minus {scene.baseline} on the same pair: what the tests see. Open marks: the pairs; diamond and "
-        f"bar: "
-        f"their mean and its {scene.level} interval. Vertical position within a row has no meaning."
+        f"bar: their mean and its {scene.level} interval. Vertical position within a row has no meaning."
     )
 
 
@@ -129,9 +123,8 @@ def clients(scene: Scene) -> str:
     """Return what the heat map shows, and what it cannot."""
     found = heat(scene)
     chance = (
-        " The order is taken from the baseline's row, so part of what others gain at the left and lose at the "
-        "right "
-        "is chance (regression towards the mean)."
+        " The order is that of the first row, so part of what others gain at the left and lose at the right is "
+        "chance (regression towards the mean)."
     )
     place = (
         " The partition follows the seed, so client k is another client in each pair: columns are places, not "
@@ -139,18 +132,17 @@ def clients(scene: Scene) -> str:
         if not found.clients
         else ""
     )
-    return (
-        f"Test accuracy at the last evaluation, {found.about}.{place}{chance} Left of the dotted line: the "
-        f"worst 10 %."
-    )
+    fewer = any(scene.result(m, scene.tested[0]).get("n", 0) < len(scene.pairs) for m in scene.evaluated)
+    tail = "Left of the dotted line: the worst 10 %."
+    tail += " A method that lacks a pair is the mean of the others." if fewer else ""
+    return f"Test accuracy at the last evaluation, {found.about}.{place}{chance} {tail}"
 
 
 def ranks(entry: Mapping[str, Any]) -> str:
     """Return what a critical-difference figure shows."""
     return (
         f"{title(str(entry['metric']))}: average ranks over {len(entry['datasets'])} scenarios, the best at the "
-        f"left. "
-        "Grey bars join methods that are not told apart."
+        "left. Grey bars join methods that are not told apart."
     )
 
 
@@ -163,6 +155,14 @@ def tuning(record: Mapping[str, Any]) -> str:
         f"Each method had {record.get('budget')} trials (seed {seeds}), and was given the values with the best "
         f"{title(str(record.get('metric') or 'mean')).lower()}{held}. Test data were not looked at."
     )
+
+
+def _tail(scene: Scene) -> str:
+    """Say so where the worst 10 % are one client."""
+    clients = scene.record.get("num_clients")
+    if not clients or "worst_10" not in scene.tested or tail_size(clients, 0.1) > 1:
+        return ""
+    return f" With {clients} clients the worst 10 % are one client."
 
 
 def _pairs(scene: Scene) -> str:

@@ -110,24 +110,21 @@ def _write_with(path: Path, fill: Callable[[IO[str]], object]) -> None:
 
 
 def _comparison(scene: Scene) -> str:
-    header = ["Method", "Pairs"]
-    for metric in scene.tested:
-        header += [heading(metric), "Difference"]
     wins = tables.has_wins(scene)
-    rows = []
+    rows: list[list[str]] = []
     for row in tables.against_baseline(scene):
-        cells = [row.method, str(row.runs)]
-        for cell in row.cells:
+        last = [row.wins or DASH] if wins else []
+        rows.append([row.method, str(row.runs), *(cell.level for cell in row.cells), *last])
+        if row.method != scene.baseline:
             # The mark is a superscript of the difference: it is what the test is about.
-            cells += [cell.level, f"{cell.gap}{cell.mark} {cell.interval}".strip() or DASH]
-        rows.append([*cells, *([row.wins or DASH] if wins else [])])
+            gaps = [latex.Small(f"{cell.gap}{cell.mark} {cell.interval}".strip()) for cell in row.cells]
+            rows.append(["", "", *gaps, *("" for _ in last)])
+    header = ["Method", "Pairs", *map(heading, scene.tested)]
     alpha = scene.study.info["design"].get("alpha", 0.05)
     caption = (
-        f"{scene.name}: mean \u00b1 standard deviation over pairs, and the mean paired difference to "
-        f"{scene.baseline} "
-        f"with its {scene.level} interval. A raised + (-) marks what is significantly better (worse): paired t "
-        f"test, "
-        f"Holm-corrected over methods and measures of this scenario, alpha = {alpha:g}."
+        f"{scene.name}: mean \u00b1 standard deviation over pairs; below, the mean paired difference to "
+        f"{scene.baseline} with its {scene.level} interval. A raised + (-) marks what is significantly better "
+        f"(worse): paired t test, Holm-corrected over methods and measures of this scenario, alpha = {alpha:g}."
         + (f" Clients: % served better / equally / worse than by {scene.baseline}." if wins else "")
     )
     return latex.table(
@@ -151,8 +148,8 @@ def _statistics(scene: Scene) -> str:
     ]  # fmt: skip
     caption = (
         f"{scene.name}: paired differences to {scene.baseline} with their {scene.level} bootstrap intervals, "
-        f"effect sizes (dz, "
-        "matched-pairs rank-biserial r), paired t test and Wilcoxon's signed-rank test, raw and Holm-corrected."
+        "effect sizes (dz, matched-pairs rank-biserial r), paired t test and Wilcoxon's signed-rank test, raw and "
+        "Holm-corrected."
     )
     return latex.table(
         ["Method", "Measure", *header], rows, caption=caption, label=f"tab:statistics-{scene.slug}", words=2
@@ -171,19 +168,14 @@ def _ranks(study: Study) -> str:
 
 
 def _tuning(study: Study, scenes: list[Scene]) -> str:
-    header = ["Scenario", "Method", *tables.tuning_columns(study), "Score", "At the edge"]
-    rows = [
-        [scene.name, method, *values, score, edge]
-        for scene in scenes
-        for method, values, score, edge in tables.tuned(scene)
-    ]
+    rows = [[scene.name, *choice] for scene in scenes for choice in tables.tuned(scene)]
     tuning = study.info["tuning"]
     caption = (
         f"Chosen values: the best {heading(str(tuning.get('metric') or 'mean'))} of {tuning.get('budget')} trials "
-        f"a method "
-        "on data held out for tuning."
+        "a method on data held out for tuning."
     )
-    return latex.table(header, rows, caption=caption, label="tab:tuning", words=2)
+    header = ["Scenario", "Method", "Chosen values", "Score", "At the edge"]
+    return latex.table(header, rows, caption=caption, label="tab:tuning", words=3)
 
 
 def _trials(study: Study) -> pd.DataFrame:

@@ -21,6 +21,10 @@ MOST_ROWS = 45
 HEADER = "% Needs \\usepackage{booktabs}; \\textquotedbl needs \\usepackage[T1]{fontenc}.\n"
 
 
+class Small(str):
+    """A cell in small print."""
+
+
 def escape(text: str) -> str:
     r"""Return text as LaTeX shows it.
 
@@ -37,7 +41,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str,
 
     Args:
         header: Names of the columns, plain text.
-        rows: Cells, plain text; every row as long as the header.
+        rows: Cells, plain text, `Small` for small print; every row as long as the header.
         caption: Plain text.
         label: For \ref; letters, digits, ":" and "-".
         words: Leading columns that hold words, set to the left; the others are set to the right.
@@ -83,7 +87,11 @@ def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " & ".join(escape(cell) for cell in cells) + r" \\"
+    return " & ".join(map(_cell, cells)) + r" \\"
+
+
+def _cell(cell: str) -> str:
+    return f"{{\\scriptsize {escape(cell)}}}" if isinstance(cell, Small) and cell else escape(cell)
 
 
 def _environment(body: str, caption: str, label: str) -> str:

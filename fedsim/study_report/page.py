@@ -89,11 +89,8 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     finished = sum(run["status"] == "finished" for run in runs)
     partitions = design.get("partitions")
     seeds = len(design["seeds"])
-    pairs = (
-        f"{seeds}"
-        if not partitions
-        else f"{seeds * len(partitions)} ({len(partitions)} partitions x {seeds} seeds)"
-    )
+    count = len(partitions or [None])
+    pairs = f"{seeds * count} ({count} partitions x {seeds} seeds)" if partitions else str(seeds)
     facts = {
         "tier": study.info.get("tier"),
         "scenarios": len(design["scenarios"]),
@@ -126,7 +123,7 @@ def _scene(scene: Scene) -> dict[str, Any]:
     return {
         "slug": scene.slug,
         "name": scene.name,
-        "description": record.get("description") or "",
+        "description": _own_description(scene),
         "notes": record.get("notes") or [],
         "toml": record.get("toml") or "",
         "facts": [(name, str(value)) for name, value in facts.items() if value not in (None, "")],
@@ -143,6 +140,12 @@ def _scene(scene: Scene) -> dict[str, Any]:
         "trials": tables.trials(scene),
         "pairs": [(tables.pair_name(p), [str(p.get(name) or "\u2013") for name in hashes]) for p in scene.pairs],
     }
+
+
+def _own_description(scene: Scene) -> str:
+    """Return the scenario's description where it is not that of the whole study."""
+    said = str(scene.record.get("description") or "")
+    return "" if said == scene.study.info.get("description") else said
 
 
 def _figures(scene: Scene) -> Iterator[tuple[str, str, list[Picture]]]:
@@ -218,7 +221,6 @@ def _tuning(study: Study) -> dict[str, Any] | None:
         return None
     return {
         "said": captions.tuning(tuning),
-        "columns": tables.tuning_columns(study),
         "score": heading(str(tuning.get("metric") or "mean")),
         "grids": tables.grids(study),
     }

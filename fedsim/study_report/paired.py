@@ -52,7 +52,11 @@ def differences(scene: Scene) -> Figure:
         axes.set_visible(False)
     for axes in panels[:, 0]:
         method_rows(axes, scene, methods)
-    handles = {name: handle for axes in panels.ravel() for handle, name in zip(*axes.get_legend_handles_labels())}  # noqa: B905
+    handles = {
+        name: handle
+        for axes in panels.ravel()
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     legend(drawing, list(handles.values()), list(handles))
     return drawing
 

@@ -98,14 +98,14 @@ def words(entry: Record) -> list[str]:
     if critical > count - 1:
         found.append(
             f"With {len(names)} scenarios two methods would have to differ by {critical:.2f} average ranks, and "
-            f"the "
-            f"first and the last can differ by {count - 1} at most: these ranks cannot tell any two methods apart."
+            f"the first and the last can differ by {count - 1} at most: these ranks cannot tell any two methods "
+            "apart."
         )
     else:
         found.append(
             f"{title(entry['metric'])}: {_apart(entry) or 'none'} of {count * (count - 1) // 2} pairs of methods "
-            f"are told "
-            f"apart, which takes a small p of Friedman's test and {critical:.2f} average ranks between them."
+            f"are told apart, which takes a small p of Friedman's test and {critical:.2f} average ranks between "
+            "them."
         )
     return found
 
@@ -118,9 +118,8 @@ def caution(study: Study) -> str:
         return ""
     return (
         f"Each of the {count} scenarios counts once, whatever its number of pairs. Nemenyi's and Friedman's tests "
-        f"rely on "
-        "a large-sample approximation that is poor below some 10 data sets; read the ranks as a description, and "
-        "the tests above, scenario by scenario, as evidence."
+        "rely on a large-sample approximation that is poor below some 10 data sets; read the ranks as a "
+        "description, and the tests above, scenario by scenario, as evidence."
     )
 
 

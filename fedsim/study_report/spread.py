@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fedsim.fairness import tail_size
+from fedsim.report.figures import MOST_STEPS
 from fedsim.report.partition import MOST_COLUMNS, column_means
 from fedsim.report.style import GREY, INK, SKY, VERMILLION, figure, short
 from fedsim.study_report.labels import short_names
@@ -67,6 +68,8 @@ def _accuracies(scene: Scene, method: str) -> NDArray[np.float64]:
 def _cumulative(axes: Axes, scene: Scene) -> None:
     for method in scene.evaluated:
         values = _accuracies(scene, method)
+        if len(values) > MOST_STEPS:
+            values = np.quantile(values, np.linspace(0, 1, MOST_STEPS))
         line = "--" if method == scene.baseline else "-"
         axes.ecdf(values, color=scene.colour(method), linewidth=1.5, linestyle=line)
     axes.set(xlabel="test accuracy (%)", ylabel="share of clients with at most this", ylim=(0, 1.02))
@@ -167,8 +170,10 @@ def _by_place(table: pd.DataFrame, methods: list[str], reference: str) -> Map:
         if reference in cells.index:
             order = np.argsort(cells.loc[reference].to_numpy(float), kind="stable")
             maps.append(cells.reindex(methods).to_numpy(float)[:, order])
-    width = min(cells.shape[1] for cells in maps)
-    stack = np.array([cells[:, :width] for cells in maps])
+    width = max(found.shape[1] for found in maps)
+    stack = np.full((len(maps), len(methods), width), np.nan)  # a client may have test examples in some pairs only
+    for place, found in enumerate(maps):
+        stack[place, :, : found.shape[1]] = found
     known = np.isfinite(stack)
     # Not nanmean: a method without a run has no column with a value, which is no reason for a warning.
     values = np.where(known, stack, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)

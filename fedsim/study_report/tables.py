@@ -182,20 +182,14 @@ def pair_name(record: Record) -> str:
     )
 
 
-def tuning_columns(study: Study) -> list[str]:
-    """Return the options that were tuned for any method."""
-    chosen = (study.info.get("tuning") or {}).get("chosen") or []
-    return sorted({option for choice in chosen for option in choice.get("values") or {}})
-
-
-def tuned(scene: Scene) -> list[tuple[str, list[str], str, str]]:
-    """Return (method, chosen value of each option, score, options at the grid's edge)."""
+def tuned(scene: Scene) -> list[tuple[str, str, str, str]]:
+    """Return (method, chosen values, score, options at the grid's edge)."""
     tuning = scene.study.info.get("tuning") or {}
     metric = str(tuning.get("metric") or "mean")
     return [
         (
             str(choice["method"]),
-            [_value(choice.get("values") or {}, option) for option in tuning_columns(scene.study)],
+            _values(choice.get("values") or {}),
             number(metric, choice.get("score")),
             ", ".join(choice.get("at_edge") or []),
         )
@@ -229,10 +223,6 @@ def grids(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def _value(values: Record, option: str) -> str:
-    return str(values[option]) if option in values else DASH
-
-
 def _values(values: Record) -> str:
     return ", ".join(f"{option} = {value}" for option, value in values.items())
 
@@ -247,10 +237,8 @@ def _definition(metric: str) -> str:
     if not metric.startswith(LOSS):
         return definition(metric)
     turned = metric.removeprefix(LOSS) in LEVELS
-    return (
-        f"{definition(metric)}, of test "
-        f"losses{' (the worst are the highest)' if turned and 'worst' in metric else ''}"
-    )
+    end = " (the worst are the highest)" if turned and "worst" in metric else ""
+    return f"{definition(metric)}, of test losses{end}"
 
 
 def time_spent(study: Study) -> str:

@@ -23,9 +23,10 @@ td.better small, thead small { font-weight: 400; }
 th.method { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; }
 .scroll td:last-child { min-width: 0; }
 .files { white-space: nowrap; font-weight: 400; font-size: .9rem; }
-td.text { overflow-wrap: anywhere; min-width: 9rem; }
+.scroll td.text, .scroll td.text:last-child { overflow-wrap: break-word; min-width: 9rem; }
+code, .line { overflow-wrap: anywhere; white-space: pre-wrap; }
 .name { overflow-wrap: anywhere; }
-code { overflow-wrap: anywhere; font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .9em; }
+code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .9em; }
 pre { overflow-wrap: anywhere; }
 @media (max-width: 51rem) {
   body { padding: 1.2rem 1rem 3rem; }
@@ -79,10 +80,6 @@ TEMPLATE = (
 {% if status != "finished" %}
 <div class="note" role="note"><b>This study {{ "failed" if status == "failed" else "is not finished" }}.</b> What follows is about the runs that are.</div>
 {% endif %}
-{% if warnings %}
-<div class="note" role="note">Read with care:
-<ul>{% for line in warnings %}<li>{{ line }}</li>{% endfor %}</ul></div>
-{% endif %}
 {% if description %}<p class="more">{{ description }}</p>{% endif %}
 {% if words %}
 <p class="lead">{{ words[0] }}</p>
@@ -91,6 +88,10 @@ TEMPLATE = (
 {% endfor %}
 {% else %}
 <p class="lead">No comparison can be made yet.</p>
+{% endif %}
+{% if warnings %}
+<div class="note" role="note">Read with care:
+<ul>{% for line in warnings %}<li>{{ line }}</li>{% endfor %}</ul></div>
 {% endif %}
 {% if problems %}
 <div class="note" role="note">Parts of run folders could not be read. Figures of clients and rounds lack them; tables do not, their numbers are those of study.json.
@@ -218,9 +219,9 @@ TEMPLATE = (
 {% if scene.tuned %}
 <h3>{{ scene.name }}</h3>
 <div class="scroll"><table>
-<thead><tr><th scope="col">Method</th>{% for name in tuning.columns %}<th scope="col" class="number">{{ name }}</th>{% endfor %}<th scope="col" class="number">{{ tuning.score }}</th><th scope="col">At the edge of its grid</th></tr></thead>
+<thead><tr><th scope="col">Method</th><th scope="col">Chosen values</th><th scope="col" class="number">{{ tuning.score }}</th><th scope="col">At the edge of its grid</th></tr></thead>
 <tbody>{% for method, values, score, edge in scene.tuned %}
-<tr><th scope="row">{{ method }}</th>{% for value in values %}<td class="number">{{ value }}</td>{% endfor %}<td class="number">{{ score }}</td><td class="text">{{ edge }}</td></tr>{% endfor %}
+<tr><th scope="row">{{ method }}</th><td class="text">{{ values }}</td><td class="number">{{ score }}</td><td class="text">{{ edge }}</td></tr>{% endfor %}
 </tbody></table></div>
 {% endif %}
 {% if scene.trials %}
@@ -237,7 +238,7 @@ TEMPLATE = (
 {% endif %}
 
 <h2 id="runs">What was run {{ files("runs", False) }}</h2>
-{% if command %}<p class="more">Again, in one line:</p><pre>{{ command }}</pre>{% endif %}
+{% if command %}<p class="more">Again, in one line:</p><pre class="line">{{ command }}</pre>{% endif %}
 {{ pairs(origin, "Origin") }}
 <h3>Methods</h3>
 <div class="scroll"><table>

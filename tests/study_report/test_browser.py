@@ -68,6 +68,7 @@ def many(tmp_path_factory):
         methods=("fedavg", *(f"adafed[scale=min,gamma={0.05 * i:.2f}]" for i in range(39))),
         num_clients=30,
         rounds=3,
+        seeds=3,
         every=3,
     )
     with pytest.MonkeyPatch.context() as patch:

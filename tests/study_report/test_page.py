@@ -12,7 +12,18 @@ import pytest
 
 import fedsim
 from fedsim.errors import DataError
-from fedsim.study_report import files, paired, progress, ranks, spread, tradeoff, write_study_report
+from fedsim.report import style
+from fedsim.study_report import (
+    files,
+    labels,
+    latex,
+    paired,
+    progress,
+    ranks,
+    spread,
+    tradeoff,
+    write_study_report,
+)
 from fedsim.study_report.scene import scenes
 from tests.report.test_report import Page
 from tests.study_report.studies import EVIL, edit, make_study
@@ -159,6 +170,42 @@ def test_latex_is_balanced_and_every_row_is_as_long_as_the_header(rich):
             assert {row.count("&") + 1 for row in rows} == {len(columns)}, path.name
             assert not any(row.lstrip().startswith("[") for row in rows)
         assert text.isascii()
+
+
+def test_a_long_latex_table_breaks_over_pages():
+    text = latex.table(["a", "b"], [["[x]", f"row_{i} & 5%"] for i in range(60)], caption="c", label="tab:x")
+    assert "\\begin{longtable}{lr}" in text
+    assert "\\begin{table}" not in text
+    rows = [line for line in text.splitlines() if line.startswith("{[}x{]}")]
+    assert len(rows) == 60
+    assert all(row.count("&") == 2 and r"\& 5\%" in row for row in rows)
+
+
+def test_names_beside_points_keep_apart():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(40, 2)) * [1.0, 0.4]
+    drawing = style.figure(6.0, 4.7)
+    axes = drawing.add_subplot()
+    axes.scatter(*points.T)
+    axes.margins(0.12)
+    names = [str(k) for k in range(40)]
+    boxes = labels.place(axes, points, names, size=8.0, colours=["black"] * 40, mark="n")
+    room = axes.get_window_extent()
+    for place, box in enumerate(boxes):
+        assert room.x0 - 1 <= box.x0
+        assert box.x1 <= room.x1 + 1
+        for other in boxes[:place]:
+            width = min(box.x1, other.x1) - max(box.x0, other.x0)
+            height = min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert min(width, height) <= 1
+
+
+def test_short_names_stay_different():
+    many = [f"adafed[scale=min,normalise=true,gamma={i}]" for i in range(12)]
+    short = labels.short_names([*many, "afl"], 20)
+    assert len(set(short)) == 13
+    assert max(map(len, short)) <= 20
+    assert short[-1] == "afl"
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path):
