@@ -212,11 +212,11 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a study
 @cli.command()
 def check(scenario: ScenarioArgument, changes: SetOption = None, data: DataOption = None) -> None:
     """Check a scenario, with its data where they are, and print it with everything filled in that a run would."""
-    from fedsim.scenario import of_others
+    from fedsim.scenario import is_of_others
     from fedsim.simulation import checked
 
     _set_data(data)
-    if of_others(scenario):
+    if is_of_others(scenario):
         from fedsim.study import conductor
         from fedsim.study.design import Design
 
