@@ -212,9 +212,16 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a study
 @cli.command()
 def check(scenario: ScenarioArgument, changes: SetOption = None, data: DataOption = None) -> None:
     """Check a scenario, with its data where they are, and print it with everything filled in that a run would."""
+    from fedsim.scenario import is_of_others
     from fedsim.simulation import checked
 
     _set_data(data)
+    if is_of_others(scenario):
+        from fedsim.study import conductor
+        from fedsim.study.design import Design
+
+        typer.echo(conductor.checked(Design.load(scenario, changes or [])))
+        return
     found, unread = checked(scenario, changes or [])
     typer.echo(found.to_toml(), nl=False)
     if unread is not None:

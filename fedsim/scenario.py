@@ -115,10 +115,9 @@ class Scenario(BaseModel):
         Raises:
             ScenarioError: Lists every problem.
         """
-        study = table.get("study")
-        if "data" not in table and isinstance(study, Mapping) and study.get("scenarios"):
-            name = ", ".join(map(str, study["scenarios"]))
-            raise ScenarioError(where, [f"is a study of {name}, no scenario; run it with `compare`"])
+        others = _others(table)
+        if others:
+            raise ScenarioError(where, [f"is a study of {', '.join(others)}, no scenario; run it with `compare`"])
         problems: list[str] = []
         parts = _parts(dict(table), problems)
         if problems:
@@ -206,6 +205,17 @@ def changed(table: Mapping[str, Any], overrides: Sequence[str], where: str) -> d
     for override in sorted(overrides, key=_turn):
         done = _merge(done, _parse_override(where, override))
     return done
+
+
+def is_of_others(path: str | Path) -> bool:
+    """Say whether a file is a study of other scenarios, and none itself."""
+    return bool(_others(layered(path)))
+
+
+def _others(table: Mapping[str, Any]) -> list[str]:
+    study = table.get("study")
+    named = study.get("scenarios") if isinstance(study, Mapping) and "data" not in table else None
+    return [str(name) for name in named] if isinstance(named, list) else []
 
 
 def overrides_of(text: str) -> list[str]:

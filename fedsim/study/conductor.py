@@ -359,6 +359,18 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     return compare(design, folder, design.command)
 
 
+def checked(design: Design) -> str:
+    """Return what a study would run, after every method has seen the data and the model of every scenario.
+
+    Raises:
+        FedSimError: Something would not work.
+    """
+    _try_out(design)
+    plan = tuning.plan(design)
+    trials = "" if plan is None else f"; before them {len(plan.runs)} runs of tuning, {plan.budget} trials a method"
+    return _headline(design) + trials
+
+
 def report(folder: Path) -> Path:
     """Write results and report of a study folder again, from the runs that it holds.
 
