@@ -362,10 +362,18 @@ class TestStudies:
 
     def test_a_study_file_is_not_run(self, command: Command) -> None:
         (command.folder / "s.toml").write_text(f'[study]\nscenarios = ["{command.scenario}"]\n')
-        for word in ("run", "check"):
-            done = command(word, "s.toml")
-            assert done.code == 2
-            assert "no scenario; run it with `compare`" in done.err
+        done = command("run", "s.toml")
+        assert done.code == 2
+        assert "no scenario; run it with `compare`" in done.err
+
+    def test_a_study_file_is_checked_as_what_it_is(self, command: Command) -> None:
+        methods = 'methods = ["fedavg", "afl"]'
+        (command.folder / "s.toml").write_text(f'[study]\nscenarios = ["{command.scenario}"]\n{methods}\n')
+        done = command("check", "s.toml", "--set", "study.seeds=3")
+        assert (done.code, done.err) == (0, "")
+        assert "6 runs" in done.out
+        assert command("check", "s.toml", "--set", "study.baseline=fedavgg").code == 2
+        assert command("check", "s.toml", "--set", "rounds=0").code == 2
 
     def test_a_folder_of_something_else(self, command: Command) -> None:
         assert command.run("rounds=1", out="run").code == 0
