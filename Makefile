@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests that start, kill and starve processes, and want the machine for themselves.
+ALONE := tests/engine tests/faults
 
 # Offline by default: no telemetry, no update check, no dependency installation at run time.
 export FLWR_TELEMETRY_ENABLED ?= 0
@@ -30,7 +32,8 @@ study: $(READY)  ## compare six methods on MNIST shards and heart over five seed
 	$(BIN)/python run_sim.py compare study_smoke --out runs/study
 
 test: $(READY)  ## set up and run every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -q $(ALONE)
 
 check: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .
