@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -46,8 +47,13 @@ STALLED_S = 300.0
 FAREWELL_S = 60.0
 """Seconds that it may take over one round when the run is over and everybody waits for it."""
 
+OPENING_S = 60.0
+"""Seconds that a tracker may take to open before the next one is opened beside it."""
+
 AT_ONCE = 50
 """Most rounds that a sink which is behind is told at once."""
+
+_OPENING = Lock()
 
 log = logging.getLogger("fedsim")
 
@@ -91,6 +97,7 @@ class Tracking:
         self._feeds = []
         for sink in settings.sinks:
             name = plugins.spelled(sink, SINKS)
+            _import(sink)
             tracked = Tracked(run.path.resolve(), table, tags, *memory.of(name))
             past = partial(_past, run.path, position) if position is not None else _nothing
             self._feeds.append(_Feed(name, sink, tracked, memory, past))
@@ -169,7 +176,7 @@ class _Feed:
 
     def _work(self) -> None:
         try:
-            session = self._sink.start(self._run)
+            session = self._opened()
             self._memory.note(self._name, session)
             past = iter(self._past(session.reached))
             while several := list(islice(past, AT_ONCE)):
@@ -182,6 +189,15 @@ class _Feed:
                 session.finish(end.status, end.summary)
         except (Exception, SystemExit) as error:  # whatever a tracker does is no reason to end a run
             self._drop(f"failed: {type(error).__name__}: {error}")
+
+    def _opened(self) -> Session:
+        """Open the tracker, one at a time: what they import on the way does not bear company in Python 3.11."""
+        alone = _OPENING.acquire(timeout=OPENING_S)
+        try:
+            return self._sink.start(self._run)
+        finally:
+            if alone:
+                _OPENING.release()
 
     def _next(self) -> tuple[list[Told], _End | None]:
         """Wait for something; return all that is there, up to the end of the run."""
@@ -226,6 +242,15 @@ class _Memory:
             unfinished = self._path.with_name(self._path.name + ".part")
             unfinished.write_text(json.dumps(held, indent=2), encoding="utf-8")
             unfinished.replace(self._path)
+
+
+def _import(sink: Sink) -> None:
+    """Import a tracker's packages in this thread: two that compile code at once can fail each other."""
+    for package in sink.packages:
+        try:
+            import_module(package)
+        except Exception as error:  # the sink will say so itself when it starts
+            log.info("tracking: %s cannot be imported: %s", package, error)
 
 
 def _nothing(after: int) -> Iterable[Told]:

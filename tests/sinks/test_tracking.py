@@ -170,6 +170,7 @@ class TestTrouble:
         self, at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tracking, "FAREWELL_S", 0.5)
+        monkeypatch.setattr(tracking, "OPENING_S", 0.1)
         folder = run(scenario_of({"name": TROUBLE, "at": at, "how": "hang"}, LINES), tmp_path / "run")
         [warning] = log_of(folder)
         assert f"{TROUBLE} has not answered for 0 s" in warning
