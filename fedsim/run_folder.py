@@ -28,6 +28,7 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from fedsim import files
 from fedsim.environment import changes, with_session
 from fedsim.errors import DataError
 from fedsim.fairness import CONVENTIONS, fairness_block, improved_share
@@ -121,11 +122,11 @@ class RunFolder:
         self._journal = self._taken_up(journal, position) if position else Journal(journal)
         # A run that is under way has no summary: the one of a session before would be about fewer rounds.
         (path / "summary.json").unlink(missing_ok=True)
-        _write(path / "scenario.toml", scenario.to_toml())
-        _write(path / "manifest.json", json.dumps(federation.manifest))
+        files.replace(path / "scenario.toml", scenario.to_toml())
+        files.replace(path / "manifest.json", json.dumps(federation.manifest))
         environment = with_session(path / "environment.json", scenario, len(self._rounds))
         self._sessions = environment["sessions"]
-        _write(path / "environment.json", json.dumps(environment, indent=2))
+        files.replace(path / "environment.json", json.dumps(environment, indent=2))
 
     def started(self, served: ArrayRecord | None = None) -> None:
         """Note that everything is ready for the first round.
@@ -181,7 +182,7 @@ class RunFolder:
         summary = self._summary(status, model)
         if error is not None:
             summary["error"] = error
-        _write(self.path / "summary.json", json.dumps(_plain(summary), indent=2))
+        files.replace(self.path / "summary.json", json.dumps(_plain(summary), indent=2))
         self.summary = summary
         return summary
 
@@ -435,12 +436,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:

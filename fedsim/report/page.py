@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from fedsim import manifest
+from fedsim import files, manifest
 from fedsim.errors import DataError
 from fedsim.report import certificate, figures, hooks, measured, partition, style, system, tables, words
 from fedsim.report.folder import RunFolder, read
@@ -56,7 +56,7 @@ def write_report(folder: Path) -> Path:
         lstrip_blocks=True,
     )
     html = environment.from_string(TEMPLATE).render(_content(run))
-    return _write(folder / "report.html", html)
+    return files.replace(folder / "report.html", html)
 
 
 def save_partition_figure(folder: Path) -> Path:
@@ -71,14 +71,7 @@ def save_partition_figure(folder: Path) -> Path:
     with style.styled():
         drawing = _draw_partition(run)
     header = '<?xml version="1.0" encoding="utf-8"?>\n'
-    return _write(folder / "partition.svg", header + style.svg(drawing, _partition_label(run), prefix="p"))
-
-
-def _write(path: Path, text: str) -> Path:
-    # Replaced in one step: someone may have the old page open, or stop us half way.
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    return temporary.replace(path)
+    return files.replace(folder / "partition.svg", header + style.svg(drawing, _partition_label(run), prefix="p"))
 
 
 def _content(run: RunFolder) -> dict[str, Any]:

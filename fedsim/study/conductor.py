@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clients.app import LocalApp
+from fedsim import files
 from fedsim.engine.pool import LocalPool, Lost, RayPool, Said
 from fedsim.errors import DataError, FedSimError, RoundError, ScenarioError
 from fedsim.lock import RunLock
@@ -32,7 +33,6 @@ from fedsim.study.folder import (
     is_finished,
     measures_of,
     note_failure,
-    replace_text,
     summary_of,
 )
 from fedsim.study.perform import Order, Outcome, Together, perform
@@ -68,7 +68,7 @@ def compare(design: Design, folder: Path, command: str = "", parallel: Parallel 
     plan = tuning.plan(design)
     with RunLock(folder, folder / "lock"), log_file(folder / LOG):
         design = replace(design, command=command)
-        replace_text(folder / DESIGN, design.to_toml())
+        files.replace(folder / DESIGN, design.to_toml())
         chosen: Mapping[tuple[str, str], Mapping[str, Any]] = {}
         status = "interrupted"
         runs: list[Run] = []
@@ -107,7 +107,7 @@ def _leave(
     """Write the results of what has been run; trouble with that must not hide why a study ended."""
     try:
         found = gathered(design, folder, runs, plan, command=command, status=status)
-        replace_text(folder / RESULTS, json.dumps(found, indent=1, allow_nan=False))
+        files.replace(folder / RESULTS, json.dumps(found, indent=1, allow_nan=False))
         if any(run["status"] == "finished" for run in found["runs"]):
             write_study_report(folder)
     except Exception:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from fedsim import files
 from fedsim.errors import DataError
 from fedsim.fairness import better
 
@@ -36,21 +38,31 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 def note_failure(folder: Path, error: str) -> None:
     """Leave word in the folder of a run that could not do so itself: it never began, or its process died."""
-    about = {**summary_of(folder), "status": "failed", "error": error}
+    try:
+        known = summary_of(folder)
+    except DataError:
+        known = {}
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / "summary.json", json.dumps(about, indent=2))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file in one step: whoever reads it finds the old text or the new one."""
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    files.replace(folder / "summary.json", json.dumps({**known, "status": "failed", "error": error}, indent=2))
 
 
 def is_finished(folder: Path) -> bool:
-    """Say whether a run is finished."""
-    return summary_of(folder).get("status") == "finished"
+    """Say whether a run is finished and whole, so that it need not be made again."""
+    try:
+        return summary_of(folder).get("status") == "finished" and damage_of(folder) is None
+    except DataError:
+        return False
+
+
+def damage_of(folder: Path) -> str | None:
+    """Return what is wrong with the folder of a finished run, or None."""
+    try:
+        pq.read_metadata(folder / "clients.parquet")
+        for name in ("manifest.json", "environment.json"):
+            json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        return str(error).splitlines()[0]
+    return None
 
 
 def measures_of(summary: Mapping[str, Any], column: str) -> dict[str, float]:
@@ -65,32 +77,37 @@ def measures_of(summary: Mapping[str, Any], column: str) -> dict[str, float]:
 
 
 def score_of(folder: Path, metric: str) -> tuple[float, str | None]:
-    """Return (score, error) of a trial's run: a measure of its accuracies, turned so that higher is better."""
+    """Return (score, error) of a trial's run: a measure of its accuracies, turned so that higher is better.
+
+    A run that has not come to its end has neither.
+    """
     summary = summary_of(folder)
+    if summary.get("status") == "failed":
+        return math.nan, str(summary.get("error"))
     if summary.get("status") != "finished":
-        return math.nan, str(summary.get("error") or "it has not been run to its end")
+        return math.nan, None
     value = measures_of(summary, "test_accuracy").get(metric, math.nan)
     if math.isnan(value):
         return math.nan, "no client could be evaluated"
     return value if better(metric, higher_is_better=True) != "lower" else -value, None
 
 
-def last_accuracies(folder: Path) -> NDArray[np.float64]:
-    """Return the accuracy of every client at the end of a run, [K]; NaN for those without test examples."""
-    rows = pd.read_parquet(folder / "clients.parquet", columns=["round", "client", "test_accuracy"])
-    rows = rows[rows["test_accuracy"].notna()]
-    last = rows[rows["round"] == rows["round"].max()]
+def outcome_of(folder: Path) -> tuple[NDArray[np.float64], str]:
+    """Return what a run says of its clients.
+
+    Returns:
+        The accuracy of every client at its end, [K], NaN for those without test examples; and a hash of which
+        clients were asked to train in which round.
+    """
+    columns = ["round", "client", "test_accuracy", "sampled", "failed"]
+    rows = pd.read_parquet(folder / "clients.parquet", columns=columns)
+    known = rows[rows["test_accuracy"].notna()]
+    last = known[known["round"] == known["round"].max()]
     found = np.full(num_clients_of(folder), np.nan)
     found[last["client"].to_numpy(int)] = last["test_accuracy"].to_numpy(float)
-    return found
-
-
-def samples_digest(folder: Path) -> str:
-    """Return a hash of which clients were asked to train in which round."""
-    rows = pd.read_parquet(folder / "clients.parquet", columns=["round", "client", "sampled", "failed"])
     # Who failed was asked all the same; round 0 asks nobody to train.
     asked = rows[rows["sampled"] | (rows["failed"] & (rows["round"] > 0))].sort_values(["round", "client"])
-    return hashlib.sha256(asked[["round", "client"]].to_numpy(np.int64).tobytes()).hexdigest()
+    return found, hashlib.sha256(asked[["round", "client"]].to_numpy(np.int64).tobytes()).hexdigest()
 
 
 def num_clients_of(folder: Path) -> int:

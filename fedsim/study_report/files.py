@@ -12,6 +12,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fedsim import files
 from fedsim.frames import KEYS, Study
 from fedsim.report import style
 from fedsim.study_report import latex, tables
@@ -45,13 +46,13 @@ def save_figure(folder: Path, name: str, drawing: Figure, label: str) -> str:
     drawing.draw_without_rendering()
     drawing.set_layout_engine("none")  # laid out once, not once for each format
     text = style.svg(drawing, label, prefix=name)
-    write(place / f"{name}.svg", _HEADER + text)
+    files.replace(place / f"{name}.svg", _HEADER + text)
     with style.styled(), mpl.rc_context(_PDF), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         for suffix, metadata in DRAWN.items():
             buffer = io.BytesIO()
             drawing.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
-            write(place / f"{name}.{suffix}", buffer.getvalue())
+            files.replace(place / f"{name}.{suffix}", buffer.getvalue())
     return text
 
 
@@ -70,7 +71,7 @@ def save_tables(folder: Path, study: Study, scenes: list[Scene]) -> list[str]:
         _write_with(folder / TABLES / f"{name}.csv", lambda file: table.to_csv(file, index=False))
         names.append(f"{name}.csv")
         if tex is not None:
-            write(folder / TABLES / f"{name}.tex", tex)
+            files.replace(folder / TABLES / f"{name}.tex", tex)
             names.append(f"{name}.tex")
 
     for scene in scenes:
@@ -95,18 +96,10 @@ def save_tables(folder: Path, study: Study, scenes: list[Scene]) -> list[str]:
     return names
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    """Replace a file in one step: someone may have the old one open, or stop us half way."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
-    return temporary.replace(path)
-
-
 def _write_with(path: Path, fill: Callable[[IO[str]], object]) -> None:
     buffer = io.StringIO()
     fill(buffer)
-    write(path, buffer.getvalue())
+    files.replace(path, buffer.getvalue())
 
 
 def _comparison(scene: Scene) -> str:

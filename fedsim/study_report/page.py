@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from fedsim.files import replace
 from fedsim.frames import Study, load_study
 from fedsim.report import style
 from fedsim.sentences import some
@@ -52,7 +53,7 @@ def write_study_report(folder: Path) -> Path:
     every = scenes(study)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     content = _content(study, every)
-    return files.write(folder / "study.html", environment.from_string(TEMPLATE).render(content))
+    return replace(folder / "study.html", environment.from_string(TEMPLATE).render(content))
 
 
 def _content(study: Study, every: list[Scene]) -> dict[str, Any]:
