@@ -22,6 +22,7 @@ from fedsim.engine.pool import LocalPool, Lost, RayPool, Said
 from fedsim.errors import DataError, FedSimError, RoundError, ScenarioError
 from fedsim.lock import RunLock
 from fedsim.log_file import log_file
+from fedsim.resume import hashes_of
 from fedsim.server_app import build_federation
 from fedsim.study import tuning
 from fedsim.study.design import DESIGN, Design, Run
@@ -62,11 +63,13 @@ def compare(design: Design, folder: Path, command: str = "", parallel: Parallel 
         KeyboardInterrupt: Passed on after the folder is written; the same command goes on.
     """
     console = Console()
-    _refuse_foreign(folder)
+    _refuse_foreign(folder, design)
     _say(console, _headline(design))
     _try_out(design)  # a mistake leaves no folder, and a study that is there as it is
     plan = tuning.plan(design)
     with RunLock(folder, folder / "lock"), log_file(folder / LOG):
+        _refuse_other_data(design, folder)
+        _call_interrupted(folder)
         design = replace(design, command=command)
         files.replace(folder / DESIGN, design.to_toml())
         chosen: Mapping[tuple[str, str], Mapping[str, Any]] = {}
@@ -118,14 +121,49 @@ def _leave(
     return found
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds something else.
+def _refuse_foreign(folder: Path, design: Design) -> None:
+    """Refuse a folder that holds something else, or a study that this one does not go on with.
 
     Raises:
         DataError: It does.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESIGN).is_file():
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / DESIGN).is_file():
         raise DataError(f"{folder}: is not empty and holds no study; name another folder with --out")
+    if not design.extends(Design.read(folder)):
+        raise DataError(
+            f"{folder}: holds another study, whose results would be lost: it has runs that this one has not, or is "
+            "tuned otherwise; name another folder with --out. Methods, seeds and scenarios may be added."
+        )
+
+
+def _refuse_other_data(design: Design, folder: Path) -> None:
+    """Refuse to go on where a run that is finished was made with other data than there are now.
+
+    Raises:
+        DataError: One was.
+    """
+    first = {run.scenario: run for run in reversed(design.runs({}))}
+    for scenario, run in first.items():
+        done = folder / RUNS / run.id
+        if not is_finished(done):
+            continue
+        before, now = summary_of(done).get("data_sha256"), hashes_of(run.resolved, build_federation(run.resolved))
+        if before != now["examples"]:
+            raise DataError(
+                f"{done}: the data of {scenario} have changed since this run was made (SHA-256 {str(before)[:12]} "
+                f"-> {now['examples'][:12]}); bring back what the study began with, or name another folder"
+            )
+
+
+def _call_interrupted(folder: Path) -> None:
+    """Let the results that are there say that the study goes on: they are of what was done before."""
+    try:
+        found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    files.replace(folder / RESULTS, json.dumps({**found, "status": "interrupted"}, indent=1, allow_nan=False))
 
 
 def _try_out(design: Design) -> None:
