@@ -145,12 +145,14 @@ class Design:
         """
         of_study = [change for change in overrides if change.strip().startswith("study.")]
         of_all = [change for change in overrides if change not in of_study]
+        if any(change.partition("=")[0].strip() == "seed" for change in of_all):
+            raise ScenarioError(str(path), ["--set seed: a study has several seeds; name them with --seeds 3,4,5"])
         table = layered(path, of_study)
         given = _with_options(study_table(table, path), options or {})
         settings = _settings(given, str(path))
         if settings.scenarios:
             extra = sorted(set(table) - {"name", "description", "tier", "study"})
-            if extra and "data" not in table:
+            if extra and Path(path).stem not in settings.scenarios:
                 where = "has no place in a study of other scenarios; write it in them, or in study.changes"
                 raise ScenarioError(str(path), [f"{key}: {where}" for key in extra])
             tables = [(name, layered(beside(path, name))) for name in settings.scenarios]
@@ -357,7 +359,8 @@ def _settings(given: Table, where: str) -> StudySettings:
 def _base(where: str, table: dict[str, Any], changes: Sequence[str]) -> Base:
     kept = {key: value for key, value in changed(table, changes, where).items() if key not in ("study", "expect")}
     if "data" not in kept:
-        raise ScenarioError(where, ["is no scenario: it has no table [data]; name scenarios in study.scenarios"])
+        more = "go on with it by `resume FOLDER`" if "layout" in kept else "name scenarios in study.scenarios"
+        raise ScenarioError(where, [f"is no scenario: it has no table [data]; {more}"])
     return Base(str(kept["name"]), kept)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedsim.environment import VERSIONS
 from fedsim.errors import DataError
 from fedsim.study.design import Run
-from fedsim.study.folder import RUNS, measures_of, outcome_of, summary_of
+from fedsim.study.folder import RUNS, losses_of, measures_of, outcome_of, summary_of
 
 Record = dict[str, Any]
 
@@ -65,6 +65,7 @@ def gather(run: Run, folder: Path, *, ready: bool = True) -> Gathered:
         "notes": [],
         "measures": {},
         "loss": {},
+        "first_loss": None,
         "central": None,
         "system": None,
     }
@@ -109,6 +110,7 @@ def _read(record: Record, where: Path) -> NDArray[np.float64] | None:
         "notes": [note for note in summary.get("notes", ()) if note.startswith("Resumed")],
         "measures": measures_of(summary, "test_accuracy"),
         "loss": measures_of(summary, "test_loss"),
+        "first_loss": losses_of(where)[0],
         "central": summary.get("central"),
         "system": summary.get("system"),
     }

@@ -27,7 +27,6 @@ from fedsim.study.folder import RUNS, TRIALS, is_finished
 from fedsim.study.settings import Expectation, Expectations
 from fedsim.study.words import spoken
 
-
 CODE = ("commit", "torch", "numpy", "scipy", "flwr")
 """What of a run's surroundings has to be as it is now for it to say something of the present."""
 
@@ -174,7 +173,8 @@ def _design(path: str | Path, changes: Sequence[str], asked: Mapping[str, Any], 
         raise ScenarioError(
             str(path),
             [
-                f'expect: no method is called "{label}"{plugins.nearest(label, known)} there are {", ".join(known)}'
+                f"expect.{label}: the study has no such method{plugins.nearest(label, known)} "
+                f"there are {', '.join(known)}"
                 for label in unknown
             ],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ def words(study: Record) -> list[str]:
 
 def warnings(study: Record) -> list[str]:
     """Return what a reader has to know before believing the findings."""
-    found = [*_missing(study), *_incomplete(study), *_versions(study)]
+    found = [*_missing(study), *_incomplete(study), *_worse_than_nothing(study), *_versions(study)]
     return [*found, *_tuned(study), *_unequal_work(study), *_same(study)]
 
 
@@ -62,10 +63,10 @@ def _of_scenario(study: Record, scenario: str) -> Iterator[str]:
         listed = ", ".join(f"{method} ({n})" for method, n in few.items()) if len(few) < len(fewest) else ""
         most = max(few.values())
         who = listed or f"{most} {unit}{' is' if most == 1 else 's are'}"
-        yield (
-            f"{scenario}: {f'{unit}s of {who} are' if listed else who} too few for a claim, whatever the numbers "
-            f"look like; run at least {design['min_pairs']} seeds."
-        )
+        so_far = any(run["status"] == "missing" and run["scenario"] == scenario for run in study["runs"])
+        wanted = "more runs are to come" if so_far else f"it takes {design['min_pairs']} or more"
+        subject = f"{unit}s of {who} are" if listed else who
+        yield f"{scenario}: {subject} too few for a claim, whatever the numbers look like; {wanted}."
         if len(few) == len(fewest):
             return
     known = [pair for pair in differences if pair[1]["t"]["p_holm"] is not None]
@@ -82,11 +83,13 @@ def _of_scenario(study: Record, scenario: str) -> Iterator[str]:
     yield f"{scenario}: {len(held)} of {len(known)} differences to {design['baseline']} are significant ({family})."
     by_method: dict[str, list[str]] = {}
     for entry, difference in held:
-        metric, way = entry["metric"], "better" if difference["improves"] else "worse"
+        metric = entry["metric"]
+        way = "higher" if difference["mean"] > 0 else "lower"
+        verdict = "better" if difference["improves"] else "worse"
         low, high = (amount(metric, end) for end in difference["interval"])
         by_method.setdefault(entry["method"], []).append(
-            f"{spoken(metric)} {way} by {amount(metric, difference['mean'])} ({100 * design['level']:g} % interval "
-            f"{low} to {high}, corrected p = {difference['t']['p_holm']:.2g})"
+            f"{spoken(metric)} {way} ({verdict}) by {amount(metric, abs(difference['mean']))[1:]} "
+            f"({100 * design['level']:g} % interval {low} to {high}, corrected p = {difference['t']['p_holm']:.2g})"
         )
     for method, said in by_method.items():
         yield f"{scenario}: {method} has {'; '.join(said)}."
@@ -183,6 +186,22 @@ def _incomplete(study: Record) -> Iterator[str]:
             )
 
 
+def _worse_than_nothing(study: Record) -> Iterator[str]:
+    risen = [
+        run
+        for run in study["runs"]
+        if run["status"] == "finished"
+        and None not in (run["first_loss"], run["loss"].get("mean"))
+        and run["loss"]["mean"] > run["first_loss"]
+    ]
+    if risen:
+        methods = "; ".join(sorted({f"{run['scenario']}, {run['method']}" for run in risen}))
+        yield (
+            f"{len(risen)} runs ended with a higher mean test loss than the untrained model has ({methods}): they "
+            "diverged, or their models are sure of what is wrong, whatever their accuracy."
+        )
+
+
 def _first(study: Record) -> str:
     return str(study["design"]["metrics"][0])
 
@@ -197,6 +216,10 @@ def _tuned(study: Record) -> Iterator[str]:
             "These suit some better than others; --tune gives each the same number of trials."
         )
         return
+    for label, grid in tuning["grids"].items():
+        points = math.prod(len(values) for values in grid.values())
+        if points > tuning["budget"]:
+            yield f"{label}: {tuning['budget']} of the {points} points of its grid were tried."
     for choice in tuning["chosen"]:
         if choice["at_edge"]:
             yield (
