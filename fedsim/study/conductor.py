@@ -149,8 +149,8 @@ def _refuse_foreign(folder: Path, design: Design | None) -> None:
         raise DataError(f"{folder}: is not empty and holds no study; name another folder with --out")
     if design is not None and not design.extends(Design.read(folder)):
         raise DataError(
-            f"{folder}: holds another study, whose results would be lost: it has runs that this one has not, or is "
-            "tuned otherwise. Name another folder with --out, or say --replace; methods, seeds and scenarios may be "
+            f"{folder}: holds another study, whose results would be lost: it has runs that this one has not, or "
+            "is tuned otherwise. Name another folder with --out, or say --replace; methods, seeds and scenarios may be "
             "added without."
         )
 
