@@ -150,8 +150,8 @@ def _refuse_foreign(folder: Path, design: Design | None) -> None:
     if design is not None and not design.extends(Design.read(folder)):
         raise DataError(
             f"{folder}: holds another study, whose results would be lost: it has runs that this one has not, or "
-            "is tuned otherwise. Name another folder with --out, or say --replace; methods, seeds and scenarios may "
-            "be added without."
+            "is tuned otherwise. Name another folder with --out, or say --replace; without, methods, seeds and "
+            "scenarios may be added."
         )
 
 
