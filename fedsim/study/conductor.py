@@ -107,7 +107,7 @@ def compare(
     for table in _tables(design, found or {}):
         console.print(table)
     for choice in ((found or {}).get("tuning") or {}).get("chosen", ()):
-        values = ", ".join(f"{key}={value}" for key, value in choice["values"].items())
+        values = ", ".join(f"{key}={value}" for key, value in choice["values"].items()) or "as it is"
         _say(console, f"tuned: {choice['scenario']}, {choice['method']}: {values} (score {choice['score']:.4f})")
     for warning in (found or {}).get("warnings", ()):
         _say(console, f"beware: {warning}")
@@ -312,7 +312,7 @@ def _pool(console: Console, design: Design, num_runs: int, parallel: Parallel | 
 
 
 def _trial_name(trial: tuning.Trial, run: Run) -> str:
-    return f"{_name(run)}, {', '.join(f'{key}={value}' for key, value in trial.values.items())}"
+    return ", ".join([_name(run), *(f"{key}={value}" for key, value in trial.values.items())])
 
 
 def _name(run: Run) -> str:

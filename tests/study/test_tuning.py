@@ -407,7 +407,7 @@ class TestCarriedOut:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         counted = Counted(monkeypatch)
-        tune = {"grid": {"client.lr": [0.001, 0.1, 3e38]}, "own": {}, "rounds": 1}
+        tune = {"grid": {"client.lr": [0.001, 0.1, 3e38]}, "own": {"afl": {}}, "rounds": 1}
         made = design(scenario(tmp_path), "fedavg", "afl", seeds=2, tune=tune)
         found = conductor.compare(made, tmp_path / "out")
         assert found["status"] == "finished"  # a trial that diverged is no failure of the study
