@@ -56,7 +56,7 @@ def on_front(scene: Scene, x: str, y: str) -> list[str]:
     for known_x, known_y, methods in scene.front:
         if (known_x, known_y) == (x, y):
             return methods
-    methods = _there(scene, x, y)
+    methods = [m for m in _there(scene, x, y) if m not in scene.incomplete]
     signs = np.array([1.0 if better(m, higher_is_better=True) == "higher" else -1.0 for m in (x, y)])
     return [m for m, is_on in zip(methods, pareto(signs * _points(scene, methods, x, y)), strict=True) if is_on]
 
