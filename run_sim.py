@@ -27,6 +27,7 @@ cli = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help has brackets of its own
     help="Federated-learning simulation for fairness research.",
 )
 

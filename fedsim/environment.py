@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -98,8 +99,8 @@ def _environment(scenario: Scenario) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the code, with a mark when it has been edited since."""
-    here = Path(__file__).resolve().parent
+    """Return the commit of the code, with a mark when it has been edited since that tells two edits apart."""
+    here = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str | None:
         try:
@@ -109,4 +110,11 @@ def _commit() -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    return f"{commit}{'+edited' if git('status', '--porcelain') else ''}" if commit else None
+    if commit is None or not git("status", "--porcelain"):
+        return commit
+    edited = hashlib.sha256((git("diff", "HEAD") or "").encode())
+    for name in sorted((git("ls-files", "--others", "--exclude-standard", "--", "*.py") or "").splitlines()):
+        edited.update(name.encode())
+        if (here / name).is_file():
+            edited.update((here / name).read_bytes())
+    return f"{commit}+edited.{edited.hexdigest()[:8]}"

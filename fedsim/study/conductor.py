@@ -22,6 +22,7 @@ from fedsim.engine.pool import LocalPool, Lost, RayPool, Said
 from fedsim.errors import DataError, FedSimError, RoundError, ScenarioError
 from fedsim.lock import RunLock
 from fedsim.log_file import log_file
+from fedsim.resume import hashes_of
 from fedsim.server_app import build_federation
 from fedsim.study import tuning
 from fedsim.study.design import DESIGN, Design, Run
@@ -62,11 +63,13 @@ def compare(design: Design, folder: Path, command: str = "", parallel: Parallel 
         KeyboardInterrupt: Passed on after the folder is written; the same command goes on.
     """
     console = Console()
-    _refuse_foreign(folder)
+    _refuse_foreign(folder, design)
     _say(console, _headline(design))
     _try_out(design)  # a mistake leaves no folder, and a study that is there as it is
     plan = tuning.plan(design)
     with RunLock(folder, folder / "lock"), log_file(folder / LOG):
+        _refuse_other_data(design, folder)
+        _call_interrupted(folder)
         design = replace(design, command=command)
         files.replace(folder / DESIGN, design.to_toml())
         chosen: Mapping[tuple[str, str], Mapping[str, Any]] = {}
@@ -77,7 +80,8 @@ def compare(design: Design, folder: Path, command: str = "", parallel: Parallel 
                 _say(
                     console, f"tuning: {plan.budget} trials of every method in every scenario, on validation shards"
                 )
-                _carry_out(console, plan.runs, folder / TRIALS, design, parallel)
+                trials = {run.id: _trial_name(trial, run) for trial in plan.trials for run in trial.runs}
+                _carry_out(console, plan.runs, folder / TRIALS, design, parallel, trials)
                 chosen = tuning.chosen_values(plan, folder / TRIALS)
             runs = design.runs(chosen)
             failed = _carry_out(console, runs, folder / RUNS, design, parallel)
@@ -89,8 +93,15 @@ def compare(design: Design, folder: Path, command: str = "", parallel: Parallel 
             found = _leave(design, folder, runs or design.runs(chosen), plan, command, status)
             if found is not None:
                 _say(console, f"report: {folder / 'study.html'}")
+            if status == "interrupted":
+                _say(console, f"go on with: python run_sim.py resume {folder}")
     for table in _tables(design, found or {}):
         console.print(table)
+    for choice in ((found or {}).get("tuning") or {}).get("chosen", ()):
+        values = ", ".join(f"{key}={value}" for key, value in choice["values"].items())
+        _say(console, f"tuned: {choice['scenario']}, {choice['method']}: {values} (score {choice['score']:.4f})")
+    for warning in (found or {}).get("warnings", ()):
+        _say(console, f"beware: {warning}")
     for words in (found or {}).get("words", ()):
         _say(console, words)
     return found or {}
@@ -118,14 +129,49 @@ def _leave(
     return found
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds something else.
+def _refuse_foreign(folder: Path, design: Design) -> None:
+    """Refuse a folder that holds something else, or a study that this one does not go on with.
 
     Raises:
         DataError: It does.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESIGN).is_file():
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / DESIGN).is_file():
         raise DataError(f"{folder}: is not empty and holds no study; name another folder with --out")
+    if not design.extends(Design.read(folder)):
+        raise DataError(
+            f"{folder}: holds another study, whose results would be lost: it has runs that this one has not, or is "
+            "tuned otherwise; name another folder with --out. Methods, seeds and scenarios may be added."
+        )
+
+
+def _refuse_other_data(design: Design, folder: Path) -> None:
+    """Refuse to go on where a run that is finished was made with other data than there are now.
+
+    Raises:
+        DataError: One was.
+    """
+    first = {run.scenario: run for run in reversed(design.runs({}))}
+    for scenario, run in first.items():
+        done = folder / RUNS / run.id
+        if not is_finished(done):
+            continue
+        before, now = summary_of(done).get("data_sha256"), hashes_of(run.resolved, build_federation(run.resolved))
+        if before != now["examples"]:
+            raise DataError(
+                f"{done}: the data of {scenario} have changed since this run was made (SHA-256 {str(before)[:12]} "
+                f"-> {now['examples'][:12]}); bring back what the study began with, or name another folder"
+            )
+
+
+def _call_interrupted(folder: Path) -> None:
+    """Let the results that are there say that the study goes on: they are of what was done before."""
+    try:
+        found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    files.replace(folder / RESULTS, json.dumps({**found, "status": "interrupted"}, indent=1, allow_nan=False))
 
 
 def _try_out(design: Design) -> None:
@@ -166,20 +212,30 @@ class _Standing:
 
 
 def _carry_out(
-    console: Console, runs: Sequence[Run], folder: Path, design: Design, parallel: Parallel | None
+    console: Console,
+    runs: Sequence[Run],
+    folder: Path,
+    design: Design,
+    parallel: Parallel | None,
+    names: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Carry out what is not finished; return the ids of runs that failed."""
     wanted = {run.id: run for run in runs}  # methods that are the same run share it
     left = [run for run in wanted.values() if not is_finished(folder / run.id)]
     if len(left) < len(wanted):
-        _say(console, f"{len(wanted) - len(left)} of {len(wanted)} runs are finished already")
+        told = " (trackers are not told of them)" if any("tracking" in r.resolved.table() for r in runs) else ""
+        _say(console, f"{len(wanted) - len(left)} of {len(wanted)} runs are finished already{told}")
     if not left:
         return []
-    orders = [Order(_name(run), _table(run, design), str((folder / run.id).resolve())) for run in left]
+    named = names or {}
+    orders = [
+        Order(named.get(run.id) or _name(run), _table(run, design), str((folder / run.id).resolve()))
+        for run in left
+    ]
     of_order = dict(zip((order.folder for order in orders), left, strict=True))
     standing = _Standing(len(left), {order.folder: of_order[order.folder].resolved.rounds for order in orders})
     failed: list[str] = []
-    with _pool(design, len(orders), parallel) as pool, _progress(console, standing) as show:
+    with _pool(console, design, len(orders), parallel) as pool, _progress(console, standing) as show:
 
         def heard(said: Said[Order]) -> None:
             standing.reached[said.order.folder] = said.what
@@ -199,6 +255,7 @@ def _carry_out(
             standing.reached[event.order.folder] = run.resolved.rounds
             standing.finished += 1
             if outcome.status == "finished":
+                log.info("%s: %s", name, _reached(folder / run.id))
                 show(f"{name}: {_reached(folder / run.id)}")
             else:
                 failed.append(run.id)
@@ -209,7 +266,7 @@ def _carry_out(
 
 
 @contextmanager
-def _pool(design: Design, num_runs: int, parallel: Parallel | None) -> Iterator[Any]:
+def _pool(console: Console, design: Design, num_runs: int, parallel: Parallel | None) -> Iterator[Any]:
     settings = design.engine
     apart = settings.address is not None or settings.timeout_s is not None
     if settings.backend == "local":
@@ -220,11 +277,16 @@ def _pool(design: Design, num_runs: int, parallel: Parallel | None) -> Iterator[
         pool, closing = LocalPool(together.perform), together.close
     else:
         pool = RayPool(perform, settings, num_runs)
+        _say(console, f"{pool.num_workers} Ray workers, a run each")
         closing = pool.close
     try:
         yield pool
     finally:
         closing()
+
+
+def _trial_name(trial: tuning.Trial, run: Run) -> str:
+    return f"{_name(run)}, {', '.join(f'{key}={value}' for key, value in trial.values.items())}"
 
 
 def _name(run: Run) -> str:
@@ -252,7 +314,7 @@ def _headline(design: Design) -> str:
     count = len(design.bases) * len(design.methods) * pairs
     return (
         f"{design.name}: {', '.join(method.label for method in design.methods)} in "
-        f"{', '.join(base.name for base in design.bases)}, {pairs} pairs{drawn}, {count} runs; "
+        f"{', '.join(base.name for base in design.bases)}, {pairs} pair{'s' * (pairs > 1)}{drawn}, {count} runs; "
         f"baseline {settings.reference}"
     )
 
@@ -298,7 +360,7 @@ def _tables(design: Design, found: Mapping[str, Any]) -> Iterator[Table]:
     tested = design.settings.metrics
     for base in design.bases:
         table = Table(title=f"{base.name}: mean (deviation) over pairs", title_justify="left")
-        table.add_column("method")
+        table.add_column("method", overflow="fold")
         for metric in tested:
             table.add_column(metric.replace("_", " "), justify="right")
         for method in design.methods:

@@ -145,12 +145,14 @@ class Design:
         """
         of_study = [change for change in overrides if change.strip().startswith("study.")]
         of_all = [change for change in overrides if change not in of_study]
+        if any(change.partition("=")[0].strip() == "seed" for change in of_all):
+            raise ScenarioError(str(path), ["--set seed: a study has several seeds; name them with --seeds 3,4,5"])
         table = layered(path, of_study)
         given = _with_options(study_table(table, path), options or {})
         settings = _settings(given, str(path))
         if settings.scenarios:
             extra = sorted(set(table) - {"name", "description", "tier", "study"})
-            if extra and "data" not in table:
+            if extra and Path(path).stem not in settings.scenarios:
                 where = "has no place in a study of other scenarios; write it in them, or in study.changes"
                 raise ScenarioError(str(path), [f"{key}: {where}" for key in extra])
             tables = [(name, layered(beside(path, name))) for name in settings.scenarios]
@@ -158,10 +160,13 @@ class Design:
             tables = [(str(path), table)]
         bases = [_base(where, one, [*settings.changes, *of_all]) for where, one in tables]
         tier = _one_tier(str(path), table, bases)
+        made = _changes_made(tables, bases, [*settings.changes, *of_all]) if tier == "paper" else []
+        description = str(table.get("description", ""))
         design = Design(
             name=str(table["name"]),
-            description=str(table.get("description", "")),
-            tier=tier,
+            # Other settings than a publication's are no publication's.
+            description=f"{description} Changed: {', '.join(made)}." if made else description,
+            tier="" if made else tier,
             settings=settings,
             bases=tuple(bases),
         )
@@ -270,8 +275,15 @@ class Design:
                     base.with_method(method, self.pairs[0])
                 except ScenarioError as error:
                     problems += [f"{base.name}, {method.label}: {line}" for line in error.problems]
+        if not problems:
+            problems = _unlike_engines(self)
         if problems:
             raise ScenarioError(self.name, problems)
+
+    def extends(self, other: Design) -> bool:
+        """Say whether every run of another study is one of this, tuned alike, so that this may go on with it."""
+        mine, theirs = ({run.id for run in design.runs({})} for design in (self, other))
+        return theirs <= mine and self.settings.tune == other.settings.tune
 
     def default_folder(self) -> Path:
         """Return the folder of this study under runs/, the same whenever it is asked for."""
@@ -347,7 +359,8 @@ def _settings(given: Table, where: str) -> StudySettings:
 def _base(where: str, table: dict[str, Any], changes: Sequence[str]) -> Base:
     kept = {key: value for key, value in changed(table, changes, where).items() if key not in ("study", "expect")}
     if "data" not in kept:
-        raise ScenarioError(where, ["is no scenario: it has no table [data]; name scenarios in study.scenarios"])
+        more = "go on with it by `resume FOLDER`" if "layout" in kept else "name scenarios in study.scenarios"
+        raise ScenarioError(where, [f"is no scenario: it has no table [data]; {more}"])
     return Base(str(kept["name"]), kept)
 
 
@@ -365,6 +378,37 @@ def _one_tier(where: str, table: Table, bases: Sequence[Base]) -> str:
     if table.get("tier", tier) != tier:
         raise ScenarioError(where, [f'tier: is "{table["tier"]}", that of its scenarios "{tier}"'])
     return tier
+
+
+def _changes_made(
+    tables: Sequence[tuple[str | Path, Table]], bases: Sequence[Base], changes: Sequence[str]
+) -> list[str]:
+    """Return the changes that make other runs of a scenario than its file does."""
+    for (where, table), base in zip(tables, bases, strict=True):
+        plain = {key: value for key, value in table.items() if key not in ("study", "expect")}
+        try:
+            same = Scenario.of(plain, str(where)).digest() == Scenario.of(base.table, str(where)).digest()
+        except ScenarioError:  # what is wrong is said where methods are put in
+            same = False
+        if not same:
+            return list(changes)
+    return []
+
+
+def _unlike_engines(design: Design) -> list[str]:
+    """Return a problem if the scenarios are to be carried out in different ways: they share their workers."""
+    shared = ("backend", "address", "workers", "gpus_per_worker", "memory_per_worker_mb", "threads_per_worker")
+    wanted = {}
+    for base in design.bases:
+        engine = base.with_method(design.methods[0], design.pairs[0]).engine
+        wanted[base.name] = {name: getattr(engine, name) for name in shared}
+    first = next(iter(wanted.values()))
+    others = sorted({name for each in wanted.values() for name in shared if each[name] != first[name]})
+    return [
+        f"engine.{name}: must be the same in all scenarios of a study, which share their workers, got "
+        f"{', '.join(f'{each[name]} in {base}' for base, each in wanted.items())}; --set engine.{name}=... sets all"
+        for name in others
+    ]
 
 
 def _unfair(keys: Iterable[str]) -> list[str]:

@@ -18,6 +18,9 @@ from fedsim import files
 from fedsim.errors import DataError
 from fedsim.fairness import better
 
+DIVERGED = 10.0
+"""A trial that ends with a loss so many times the untrained model's is never chosen, whatever its accuracy."""
+
 RUNS, TRIALS, RESULTS, LOG = "runs", "tuning", "study.json", "log.txt"
 
 
@@ -65,6 +68,13 @@ def damage_of(folder: Path) -> str | None:
     return None
 
 
+def losses_of(folder: Path) -> tuple[float, float]:
+    """Return the clients' mean test loss at the beginning and at the end of a run, NaN where there is none."""
+    rows = pd.read_parquet(folder / "clients.parquet", columns=["round", "test_loss"])
+    means = rows.groupby("round")["test_loss"].mean().dropna()
+    return (float(means.iloc[0]), float(means.iloc[-1])) if len(means) else (math.nan, math.nan)
+
+
 def measures_of(summary: Mapping[str, Any], column: str) -> dict[str, float]:
     """Return a run's fairness block, NaN for what it has not.
 
@@ -86,6 +96,9 @@ def score_of(folder: Path, metric: str) -> tuple[float, str | None]:
         return math.nan, str(summary.get("error"))
     if summary.get("status") != "finished":
         return math.nan, None
+    began, ended = losses_of(folder)
+    if ended > DIVERGED * began:
+        return math.nan, f"it diverged: its mean loss went from {began:.3g} to {ended:.3g}"
     value = measures_of(summary, "test_accuracy").get(metric, math.nan)
     if math.isnan(value):
         return math.nan, "no client could be evaluated"

@@ -5,10 +5,8 @@ docs/studies.md describes the file.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +15,27 @@ from numpy.typing import NDArray
 
 from fedsim import statistics
 from fedsim.environment import versions
-from fedsim.errors import DataError, ScenarioError
+from fedsim.errors import ScenarioError
 from fedsim.fairness import CONVENTIONS, better
+from fedsim.scenario import Scenario
 from fedsim.study import tuning
 from fedsim.study.design import Base, Design, Run
 from fedsim.study.fair_play import unlike
-from fedsim.study.folder import (
-    RUNS,
-    TRIALS,
-    last_accuracies,
-    measures_of,
-    num_clients_of,
-    samples_digest,
-    summary_of,
-)
+from fedsim.study.folder import TRIALS, num_clients_of
+from fedsim.study.gathering import Gathered, gather
+from fedsim.study.settings import Method
 from fedsim.study.words import warnings, words
 
 LAYOUT = 1
+
+OWN = ("client.", "server.")
+"""Tables beside its own that a method may change."""
 
 LOSSES = ("mean", "worst_10")
 """Measures of the clients' test losses that are reported beside those of their accuracies."""
 
 Record = dict[str, Any]
 Values = NDArray[np.float64]
-
-
-@dataclass
-class Gathered:
-    """A run of the design, and what is known of it.
-
-    Attributes:
-        run: What was to be run.
-        record: Its entry in study.json.
-        accuracies: Of every client at its end, [K]; None unless it is finished.
-    """
-
-    run: Run
-    record: Record
-    accuracies: Values | None
-
-    @property
-    def counts(self) -> bool:
-        """Whether it may be compared."""
-        return bool(self.record["status"] == "finished")
 
 
 def gathered(
@@ -75,7 +51,8 @@ def gathered(
         command: The line that makes the study again.
         status: "finished", "interrupted" or "failed"; a study with a run that failed or is refused has failed.
     """
-    found = [_gathered(run, folder) for run in runs]
+    ready = plan is None or tuning.is_complete(plan, folder / TRIALS)
+    found = [gather(run, folder, ready=ready) for run in runs]
     alike = [(each.run, each.record) for each in found if each.counts]
     for one, reason in unlike(alike, design.settings.reference):
         one["status"], one["error"] = "refused", reason
@@ -108,45 +85,6 @@ def gathered(
     return plain
 
 
-def _gathered(run: Run, folder: Path) -> Gathered:
-    where = folder / RUNS / run.id
-    summary = summary_of(where)
-    status = summary.get("status")
-    done = status == "finished"
-    try:
-        environment = json.loads((where / "environment.json").read_text(encoding="utf-8")) if done else {}
-        samples = samples_digest(where) if done else None
-        accuracies = last_accuracies(where) if done else None
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{where}: cannot be read: {error}; remove the folder, and the run is made again"
-        ) from error
-    record: Record = {
-        "scenario": run.scenario,
-        "method": run.method,
-        "partition": run.pair.partition,
-        "seed": run.pair.seed,
-        "status": status if status in ("finished", "failed") else "missing",
-        "folder": f"{RUNS}/{run.id}",
-        "digest": run.digest,
-        "error": summary.get("error"),
-        "rounds": summary.get("rounds", 0),
-        "seconds": (summary.get("seconds") or {}).get("total"),
-        "partition_sha256": summary.get("partition_sha256"),
-        "data_sha256": summary.get("data_sha256"),
-        "initial_sha256": summary.get("initial_sha256"),
-        "samples_sha256": samples,
-        "model_sha256": summary.get("model_sha256"),
-        "commit": environment.get("commit"),
-        "versions": {name: environment.get(name) for name in ("python", "torch", "numpy")} if done else {},
-        "measures": measures_of(summary, "test_accuracy") if done else {},
-        "loss": measures_of(summary, "test_loss") if done else {},
-        "central": summary.get("central") if done else None,
-        "system": summary.get("system") if done else None,
-    }
-    return Gathered(run, record, accuracies)
-
-
 def _design(design: Design, folder: Path, found: Sequence[Gathered]) -> Record:
     settings = design.settings
     return {
@@ -156,6 +94,7 @@ def _design(design: Design, folder: Path, found: Sequence[Gathered]) -> Record:
                 "label": method.label,
                 "strategy": method.strategy,
                 "changes": list(method.changes),
+                "settings": {base.name: _settings(design, base, method, found) for base in design.bases},
                 "notes": list(
                     dict.fromkeys(
                         note for base in design.bases for note in base.with_method(method, design.pairs[0]).notes()
@@ -172,6 +111,32 @@ def _design(design: Design, folder: Path, found: Sequence[Gathered]) -> Record:
         "alpha": settings.alpha,
         "min_pairs": settings.min_pairs,
     }
+
+
+def _settings(design: Design, base: Base, method: Method, found: Sequence[Gathered]) -> Record:
+    """Return the options a method ran with: its own, its learning rates, and what the baseline has otherwise."""
+    of_label = {each.run.method: each.run for each in reversed(found) if each.run.scenario == base.name}
+    tables = {label: _flat_table(run.resolved) for label, run in of_label.items()}
+    mine = tables.get(method.label, {})
+    theirs = tables.get(design.settings.reference, {})
+    always = ("client.lr", "server.lr", "server.lr_decay")
+    return {
+        key: value
+        for key, value in mine.items()
+        if key.startswith("strategy.") or key in always or (key.startswith(OWN) and theirs.get(key) != value)
+    }
+
+
+def _flat_table(scenario: Scenario) -> Record:
+    flat: Record = {}
+    waiting: list[tuple[str, Any]] = list(scenario.table().items())
+    while waiting:
+        key, value = waiting.pop(0)
+        if isinstance(value, Mapping):
+            waiting = [*((f"{key}.{inner}", item) for inner, item in value.items()), *waiting]
+        else:
+            flat[key] = value
+    return flat
 
 
 def _scenario(design: Design, base: Base, folder: Path, found: Sequence[Gathered]) -> Record:
@@ -217,22 +182,25 @@ def _results(design: Design, base: Base, found: Sequence[Gathered]) -> list[Reco
         method.label: {name: _column(design, found, method.label, *place) for name, place in named.items()}
         for method in design.methods
     }
-    crossed = settings.partitions is not None
-    differences = statistics.compare(
-        values,
-        reference,
-        settings.metrics,
-        ways,
-        settings.alpha,
-        settings.min_pairs,
-        settings.level,
-        partitions=[pair.partition for pair in design.pairs] if crossed else None,
-    )
+    # Runs of one seed share weights and samples over partitions: only seeds are independent.
+    tested = {
+        label: {name: _by_seed(design, column) for name, column in of.items()} for label, of in values.items()
+    }
+    rules = (settings.alpha, settings.min_pairs, settings.level)
+    differences = statistics.compare(tested, reference, settings.metrics, ways, *rules)
+    if settings.partitions is not None:
+        drawn = [pair.partition for pair in design.pairs]
+        by_pair = statistics.compare(values, reference, settings.metrics, ways, *rules, partitions=drawn)
+        for label, of in differences.items():
+            for name, difference in of.items():
+                whole = by_pair[label][name]
+                if difference is not None and whole is not None:
+                    difference["partitions_agree"] = whole["partitions_agree"]
     entries = []
     for name in named:
         for method in design.methods:
             label, column = method.label, values[method.label][name]
-            about = statistics.describe(column[~np.isnan(column)], level=settings.level)
+            about = statistics.describe(_known(tested[label][name]), level=settings.level)
             entries.append(
                 {
                     "scenario": base.name,
@@ -259,6 +227,26 @@ def _column(design: Design, found: Sequence[Gathered], label: str, block: str, m
     return np.array([math.nan if value is None else value for value in given], dtype=np.float64)
 
 
+def seed_means(values: Values, num_partitions: int) -> Values:
+    """Return the mean over partitions for each seed, [S]; NaN for a seed that lacks one.
+
+    Args:
+        values: [P * S], partition after partition.
+        num_partitions: P.
+    """
+    means: Values = values.reshape(num_partitions, -1).mean(axis=0)
+    return means
+
+
+def _by_seed(design: Design, column: Values) -> Values:
+    partitions = design.settings.partitions
+    return seed_means(column, len(partitions)) if isinstance(partitions, tuple) else column
+
+
+def _known(column: Values) -> Values:
+    return column[~np.isnan(column)]
+
+
 def _is(each: Gathered, label: str) -> bool:
     return each.counts and each.run.method == label
 
@@ -270,20 +258,22 @@ def _wins(design: Design, base: Base, found: Sequence[Gathered]) -> list[Record]
     for method in design.methods:
         if method.label == design.settings.reference:
             continue
-        shares = [
-            statistics.wins(mine, theirs)
-            for pair in design.pairs
-            if (mine := accuracies.get((method.label, pair))) is not None
-            and (theirs := accuracies.get((design.settings.reference, pair))) is not None
-        ]
-        about = statistics.describe(np.array([s.better for s in shares]), level=design.settings.level)
+        columns = np.full((len(design.pairs), 3), np.nan)
+        for place, pair in enumerate(design.pairs):
+            mine = accuracies.get((method.label, pair))
+            theirs = accuracies.get((design.settings.reference, pair))
+            if mine is not None and theirs is not None:
+                share = statistics.wins(mine, theirs)
+                columns[place] = share.better, share.equal, share.worse
+        better_, equal, worse = (_known(_by_seed(design, column)) for column in columns.T)
+        about = statistics.describe(better_, level=design.settings.level)
         entries.append(
             {
                 "scenario": base.name,
                 "method": method.label,
                 "better": about.mean,
-                "equal": float(np.mean([s.equal for s in shares])) if shares else math.nan,
-                "worse": float(np.mean([s.worse for s in shares])) if shares else math.nan,
+                "equal": float(equal.mean()) if len(equal) else math.nan,
+                "worse": float(worse.mean()) if len(worse) else math.nan,
                 "interval": [min(max(end, 0.0), 1.0) for end in about.interval],
                 "n": about.n,
             }
@@ -321,19 +311,21 @@ def _tuning(plan: tuning.Plan | None, folder: Path) -> Record | None:
     }
 
 
+def _means(results: Sequence[Record], scenario: str, metric: str) -> dict[str, float]:
+    """Return the means of the methods that have all the runs that any has: others' are of other pairs."""
+    entries = [e for e in results if (e["scenario"], e["metric"]) == (scenario, metric)]
+    most = max((entry["n"] for entry in entries), default=0)
+    return {entry["method"]: entry["mean"] for entry in entries if entry["n"] == most > 0}
+
+
 def _ranks(design: Design, results: Sequence[Record]) -> list[Record]:
     """Return average ranks over scenarios of the tested measures; a scenario that lacks a method is left out."""
-    if len(design.bases) < 2 or len(design.methods) < 2:
-        return []
     labels = [method.label for method in design.methods]
     found = []
     for metric in design.settings.metrics:
-        means = {
-            (entry["scenario"], entry["method"]): entry["mean"] for entry in results if entry["metric"] == metric
-        }
-        rows = {base.name: [means[base.name, label] for label in labels] for base in design.bases}
-        whole = {name: row for name, row in rows.items() if not any(math.isnan(value) for value in row)}
-        if len(whole) < 2:
+        rows = {base.name: _means(results, base.name, metric) for base in design.bases}
+        whole = {name: [row[label] for label in labels] for name, row in rows.items() if len(row) == len(labels)}
+        if len(whole) < 2 or len(labels) < 2:
             continue
         way = better(metric, higher_is_better=True)
         ranked = statistics.ranks(
@@ -342,7 +334,7 @@ def _ranks(design: Design, results: Sequence[Record]) -> list[Record]:
         found.append(
             {
                 "metric": metric,
-                "datasets": list(whole),
+                "scenarios": list(whole),
                 "methods": labels,
                 "average": [float(rank) for rank in ranked.average],
                 "friedman": {"statistic": ranked.friedman.statistic, "p": ranked.friedman.p},
@@ -357,14 +349,10 @@ def _pareto(design: Design, results: Sequence[Record]) -> list[Record]:
     found = []
     for base in design.bases:
         for x, y in (("mean", "worst_10"), ("mean", "std")):
-            means = {
-                (entry["metric"], entry["method"]): entry["mean"]
-                for entry in results
-                if entry["scenario"] == base.name and entry["metric"] in (x, y)
-            }
-            labels = [m.label for m in design.methods if not math.isnan(means[x, m.label] + means[y, m.label])]
+            across, up = _means(results, base.name, x), _means(results, base.name, y)
+            labels = [method.label for method in design.methods if method.label in across and method.label in up]
             turned = [1.0 if better(name, higher_is_better=True) == "higher" else -1.0 for name in (x, y)]
-            points = np.array([[turned[0] * means[x, one], turned[1] * means[y, one]] for one in labels])
+            points = np.array([[turned[0] * across[one], turned[1] * up[one]] for one in labels])
             front = statistics.pareto(points.reshape(-1, 2))
             on_it = [label for label, is_on in zip(labels, front, strict=True) if is_on]
             found.append({"scenario": base.name, "x": x, "y": y, "methods": on_it})

@@ -39,6 +39,8 @@ class Method(Options):
 
     @model_validator(mode="after")
     def _named(self) -> Method:
+        if "," in self.label.partition("[")[0]:
+            raise ValueError(f'label: must have no comma, they stand between labels in lists, got "{self.label}"')
         if not self.label:
             inside = "; ".join(change.removeprefix("strategy.") for change in self.changes)
             object.__setattr__(self, "label", f"{self.strategy}[{inside}]" if inside else self.strategy)
@@ -227,10 +229,14 @@ def parse_method(text: str) -> dict[str, Any]:
     Raises:
         ValueError: Brackets are not closed, or a change is none.
 
+    >>> parse_method("Mine=adafed")
+    {'strategy': 'adafed', 'changes': (), 'label': 'Mine'}
     >>> parse_method("adafed[scale=min; server.average=all]")
     {'strategy': 'adafed', 'changes': ('strategy.scale=min', 'server.average=all')}
     """
-    name, bracket, inside = text.strip().partition("[")
+    before, equals, after = text.partition("=")
+    label = before.strip() if equals and "[" not in before else ""
+    name, bracket, inside = (after if label else text).strip().partition("[")
     if not name or (bracket and not inside.endswith("]")):
         raise ValueError(f'must be a strategy or strategy[key=value; ...], got "{text}"')
     parts = [part.strip() for part in inside.removesuffix("]").split(";") if part.strip()]
@@ -238,7 +244,8 @@ def parse_method(text: str) -> dict[str, Any]:
         if "=" not in part:
             raise ValueError(f'"{part}" must be key=value, in "{text}"')
     changes = tuple(part if "." in part.partition("=")[0] else f"strategy.{part}" for part in parts)
-    return {"strategy": name.strip(), "changes": changes}
+    named = {"label": label} if label else {}
+    return {"strategy": name.strip(), "changes": changes, **named}
 
 
 def split_methods(text: str) -> list[str]:

@@ -19,6 +19,7 @@ from fedsim.study.folder import score_of, summary_of
 from fedsim.study.settings import Method, TuneSettings
 
 Values = Mapping[str, Any]
+Grid = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Trial:
         scenario: Name of the scenario.
         method: Label of the method.
         values: Key -> value.
+        axes: Key -> the whole grid's values, as this method has them.
         runs: One for each seed of the tuning.
     """
 
     scenario: str
     method: str
     values: Values
+    axes: Mapping[str, Sequence[Any]]
     runs: tuple[Run, ...]
 
 
@@ -90,9 +93,14 @@ def plan(design: Design) -> Plan | None:
     trials = []
     for base in design.bases:
         for method in design.methods:
-            for values in _points(base, method, grids[method.label], budget, design.pairs[0]):
+            scenario, grid = base.with_method(method, design.pairs[0]), grids[method.label]
+            axes = {key: [_absolute(scenario, key, value) for value in values] for key, values in grid.items()}
+            shared = [
+                key for key in settings.grid if key in axes and key not in settings.own.get(method.strategy, {})
+            ]
+            for values in _points(base.name, method, scenario, axes, shared, budget):
                 runs = [_run(base, method, pair, values, settings) for pair in _pairs(design, settings)]
-                trials.append(Trial(base.name, method.label, values, tuple(runs)))
+                trials.append(Trial(base.name, method.label, values, axes, tuple(runs)))
     return Plan(settings, budget, grids, tuple(trials))
 
 
@@ -135,7 +143,7 @@ def chosen(plan_: Plan, folder: Path) -> list[dict[str, Any]]:
             "method": method,
             "values": dict(trial.values),
             "score": abs(score),
-            "at_edge": _edges(plan_, scenario, trial),
+            "at_edge": _edges(trial),
         }
         for (scenario, method), (score, trial) in best.items()
     ]
@@ -158,19 +166,39 @@ def outcome(plan_: Plan, trial: Trial, folder: Path) -> tuple[float, str | None]
     return (math.nan, said[0]) if said else (sum(scores) / len(scores), None)
 
 
-def _points(base: Base, method: Method, grid: Mapping[str, Sequence[Any]], budget: int, pair: Pair) -> list[Values]:
-    """Return the points of a grid that are tried: all, or a seeded draw of as many as the budget has."""
-    scenario = base.with_method(method, pair)
-    axes = {key: [_absolute(scenario, key, value) for value in values] for key, values in grid.items()}
-    points: list[Values] = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
-    if len(points) == budget:
-        return points
-    # What the method would do untuned is always among them.
-    plain = next((place for place, point in enumerate(points) if _is_default(scenario, point)), None)
-    stream = seeds.generator(0, "tuning", base.name, method.strategy, *method.changes)
-    order: list[int] = torch.randperm(len(points), generator=stream).tolist()
-    drawn = [place for place in order if place != plain][: budget - (plain is not None)]
-    return [points[place] for place in sorted([*drawn, *([] if plain is None else [plain])])]
+def _points(
+    base: str, method: Method, scenario: Scenario, axes: Grid, shared: Sequence[str], budget: int
+) -> list[Values]:
+    """Return the points of a grid that are tried: all, or what the method does untuned and a seeded draw.
+
+    The draw goes through the values of the keys that methods share in one order for all of them, so that none is
+    luckier with them than another.
+    """
+    size = math.prod(map(len, axes.values()))
+    if size == budget:
+        return _product(axes)
+    plain = {key: value_at(scenario, key) for key in axes}
+    common = {key: values for key, values in axes.items() if key in shared}
+    own = {key: values for key, values in axes.items() if key not in shared}
+    # Places rather than values decide the order: factors of other defaults are the same places.
+    along = _shuffled(_product(common), "tuning", base, *common)
+    across = _shuffled(_product(own), "tuning", base, method.strategy, *method.changes)
+    drawn: list[Values] = [plain]
+    for turn in range(size):
+        place, round_ = turn % len(along), turn // len(along)
+        point = {**along[place], **across[(place + round_) % len(across)]}
+        if len(drawn) < budget and not all(_same(plain[key], value) for key, value in point.items()):
+            drawn.append({key: point[key] for key in axes})
+    return drawn
+
+
+def _product(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
+    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+
+
+def _shuffled(points: Sequence[Values], *labels: str) -> list[Values]:
+    order: list[int] = torch.randperm(len(points), generator=seeds.generator(0, *labels)).tolist()
+    return [points[place] for place in order]
 
 
 def _twice(base: Base, method: Method, grid: Mapping[str, Sequence[Any]], pair: Pair) -> list[str]:
@@ -227,21 +255,17 @@ def _relative(values: Sequence[Any]) -> bool:
     return any(_is_factor(value) for value in values)
 
 
-def _is_default(scenario: Scenario, point: Values) -> bool:
-    return all(_same(value_at(scenario, key), value) for key, value in point.items())
-
-
 def _same(one: Any, other: Any) -> bool:
     numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (one, other))
     return math.isclose(one, other) if numbers else bool(one == other)
 
 
-def _edges(plan_: Plan, scenario: str, trial: Trial) -> list[str]:
-    """Return the keys whose chosen value is the first or last of its numbers: a wider grid may have a better."""
+def _edges(trial: Trial) -> list[str]:
+    """Return the keys whose chosen number has none beyond it in the grid: a wider one may have a better."""
     found = []
-    of_method = [t.values for t in plan_.trials if (t.scenario, t.method) == (scenario, trial.method)]
-    for key, value in trial.values.items():
-        tried = sorted({values[key] for values in of_method if isinstance(values[key], int | float)})
-        if len(tried) > 2 and value in (tried[0], tried[-1]):
+    for key, values in trial.axes.items():
+        numbers = [value for value in values if isinstance(value, int | float)]
+        chosen = trial.values[key]
+        if len(numbers) > 2 and isinstance(chosen, int | float) and not min(numbers) < chosen < max(numbers):
             found.append(key)
     return found

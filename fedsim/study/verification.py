@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +17,18 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim import plugins
+from fedsim.environment import versions
 from fedsim.errors import ScenarioError
 from fedsim.scenario import layered
 from fedsim.sentences import sentences
 from fedsim.study import command, conductor, tuning
-from fedsim.study.design import Design, beside, study_table
+from fedsim.study.design import Design, beside, slug, study_table
+from fedsim.study.folder import RUNS, TRIALS, is_finished
 from fedsim.study.settings import Expectation, Expectations
 from fedsim.study.words import spoken
+
+CODE = ("commit", "torch", "numpy", "scipy", "flwr")
+"""What of a run's surroundings has to be as it is now for it to say something of the present."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,8 @@ def verify(
         path: A file, or the name of a bundled scenario.
         changes: "key=value" changes that change no result, such as engine.workers.
         seeds: Seeds other than the study's, as text.
-        out: The study folder; None takes the one this study always has.
+        out: The study folder; None makes a new one. Runs in it that are finished count only if they were made by
+            the code as it is now.
         parallel: See `conductor.compare`.
 
     Returns:
@@ -86,7 +95,8 @@ def verify(
     # A table beside study.changes knows of them, those of the scenarios that a study names do not.
     if named and design.digest() != _design(path, changes, {**asked, "changes": []}, labels).digest():
         _refuse(path, "study.changes", study["changes"])
-    folder = out or design.default_folder()
+    folder = out or _new_folder(design)
+    _forget_outdated(folder)
     line = command.line(str(path), asked, changes, out, verb="verify")
     found = conductor.compare(design, folder, line, parallel)
     conductor.raise_for(found, folder)
@@ -97,6 +107,28 @@ def verify(
     outside = sum(not each.within for each in lines)
     console.print(f"{len(lines) - outside} of {len(lines)} values are within what was expected", highlight=False)
     return outside == 0
+
+
+def _new_folder(design: Design) -> Path:
+    """Return a new folder under runs/: what is to be verified is the present, not what was once found."""
+    stamp = Path("runs") / f"verify-{slug(design.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, count = stamp, 1
+    while folder.exists():
+        count += 1
+        folder = stamp.with_name(f"{stamp.name}-{count}")
+    return folder
+
+
+def _forget_outdated(folder: Path) -> None:
+    """Remove finished runs that other code made, or other packages."""
+    now = versions()
+    for parent in (folder / RUNS, folder / TRIALS):
+        for run in sorted(parent.iterdir()) if parent.is_dir() else ():
+            if not is_finished(run):
+                continue
+            about = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+            if any(session.get(name) != now.get(name) for session in about["sessions"] for name in CODE):
+                shutil.rmtree(run)
 
 
 def held_against(
@@ -141,7 +173,8 @@ def _design(path: str | Path, changes: Sequence[str], asked: Mapping[str, Any], 
         raise ScenarioError(
             str(path),
             [
-                f'expect: no method is called "{label}"{plugins.nearest(label, known)} there are {", ".join(known)}'
+                f"expect.{label}: the study has no such method{plugins.nearest(label, known)} "
+                f"there are {', '.join(known)}"
                 for label in unknown
             ],
         )
