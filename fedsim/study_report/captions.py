@@ -43,16 +43,16 @@ _TERMS = (
     ),
     (
         "clients better, equal, worse",
-        "Shares of clients with a higher, equal, lower accuracy than with the baseline, mean over pairs.",
+        "Shares of clients with a higher, equal, lower accuracy than with the baseline, mean over {units}.",
     ),
     (
         "Pareto front",
         "Methods whose mean values no other method beats in both measures; it says nothing of significance. A "
-        "method that lacks a pair which another one has is not considered.",
+        "method with fewer {units} than another is not considered: its mean is of others.",
     ),
     (
         "average rank",
-        "Mean over scenarios of a method's rank by its mean over pairs; 1 is best, ties share ranks.",
+        "Mean over scenarios of a method's rank by its mean over {units}; 1 is best, ties share ranks.",
     ),
     (
         "critical difference",
@@ -90,9 +90,9 @@ def comparison(scene: Scene) -> str:
     return (
         f"Mean \u00b1 standard deviation over {scene.units}{averaged(scene.study)}; below, the mean difference to "
         f"{scene.baseline} on the same pairs and its {scene.level} interval, in points where the measure is in "
-        f"percent. \u25b2 significantly better, \u25bc significantly worse: paired t test, Holm-corrected over the {tests} tests of this "
-        f"scenario, alpha = {design['alpha']:g}, at least {design['min_pairs']} {scene.units}. No mark means not "
-        f"told apart, which is no proof of equality.{crossed}{_tail(scene)}"
+        f"percent. \u25b2 significantly better, \u25bc significantly worse: paired t test, Holm-corrected over "
+        f"the {tests} tests of this scenario, alpha = {design['alpha']:g}, at least {design['min_pairs']} {scene.units}. "
+        f"No mark means not told apart, which is no proof of equality.{crossed}{_tail(scene)}"
     )
 
 
@@ -172,10 +172,8 @@ def tuning(record: Mapping[str, Any]) -> str:
     trials = record.get("trials") or []
     scored = sum(trial.get("score") is not None for trial in trials)
     if not record.get("chosen"):
-        return (
-            f"Each method has {record.get('budget')} trials (seed {seeds}); {scored} of {len(trials)} have a score. "
-            "No values are chosen yet."
-        )
+        known = f"{scored} of {len(trials)} trials have a score"
+        return f"Each method has {record.get('budget')} trials (seed {seeds}); {known}. No values are chosen yet."
     held = f" on {100 * fraction:g} % of each client's training examples, held out for this" if fraction else ""
     return (
         f"Each method had {record.get('budget')} trials (seed {seeds}), and was given the values with the best "
@@ -195,9 +193,7 @@ def _left_out(scene: Scene) -> str:
     """Name the methods that the front leaves out."""
     if not scene.incomplete:
         return ""
-    return (
-        f" Not considered for the front, because they lack pairs that others have: {', '.join(scene.incomplete)}."
-    )
+    return f" Not considered for the front, with fewer {scene.units} than others: {', '.join(scene.incomplete)}."
 
 
 def _units(scene: Scene) -> str:

@@ -242,7 +242,7 @@ def _tuning(study: Study) -> dict[str, Any] | None:
 
 def _origin(study: Study) -> list[tuple[str, str]]:
     design, runs = study.info["design"], study.info.get("runs") or []
-    commits = sorted({str(run["commit"]) for run in runs if run.get("commit")})
+    commits = sorted({str(c) for run in runs for c in run.get("commits") or [run.get("commit")] if c})
     versions: dict[str, set[str]] = {}
     for run in runs:
         for name, version in (run.get("versions") or {}).items():

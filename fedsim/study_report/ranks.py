@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from fedsim.frames import Record, Study, ranked_scenarios
 from fedsim.report.style import GREY, INK, VERMILLION, figure
 from fedsim.study_report.labels import short_names
+from fedsim.study_report.scene import units_of
 from fedsim.study_report.units import chance, title
 
 LEAST_METHODS, LEAST_SCENARIOS = 4, 2
@@ -123,8 +124,8 @@ def cautions(study: Study) -> list[str]:
     if len(names) < FEW_SCENARIOS:
         found.append(
             f"Each of the {len(names)} scenarios counts once, whatever its number of pairs. Nemenyi's and "
-            f"Friedman's tests rely on a large-sample approximation that is poor below some {FEW_SCENARIOS} scenarios; "
-            "read the ranks as a description, and the tests above, scenario by scenario, as evidence."
+            f"Friedman's tests rely on a large-sample approximation that is poor below some {FEW_SCENARIOS} "
+            "scenarios; read the ranks as a description, and the tests above, scenario by scenario, as evidence."
         )
     design = study.info["design"]
     data = [s.get("dataset") for s in design["scenarios"] if s["name"] in names]
@@ -136,10 +137,10 @@ def cautions(study: Study) -> list[str]:
         )
     left = [str(m["label"]) for m in design["methods"] if m["label"] not in methods]
     if left:
-        found.append(f"Without {', '.join(left)}: only methods that have all pairs of these scenarios are ranked.")
+        found.append(f"Without {', '.join(left)}: {units_of(study)} that others have are missing.")
     out = [str(s["name"]) for s in design["scenarios"] if s["name"] not in names]
     if out:
-        found.append(f"Without {', '.join(out)}: not all methods have all their pairs there.")
+        found.append(f"Without {', '.join(out)}: a method lacks {units_of(study)} there that others have.")
     return found
 
 

@@ -130,10 +130,9 @@ class Scene:
 
     @cached_property
     def incomplete(self) -> list[str]:
-        """Methods with results that lack a pair which another method has: they are in no front and no ranks."""
-        there = {m: np.isfinite(self.values(m, self.tested[0])) for m in self.measured}
-        some = np.any(list(there.values()), axis=0) if there else np.zeros(0, dtype=bool)
-        return [m for m, known in there.items() if (some & ~known).any()]
+        """Methods with fewer pairs (seeds, where crossed) than another one: they are in no front and no ranks."""
+        there = {m: int(self.result(m, self.tested[0]).get("n") or 0) for m in self.measured}
+        return [m for m, n in there.items() if n < max(there.values())]
 
     @cached_property
     def final(self) -> pd.DataFrame:

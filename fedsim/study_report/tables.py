@@ -210,6 +210,7 @@ def settings(scene: Scene) -> Settings | None:
     rows = []
     for method, found in known.items():
         options = {n.removeprefix(_STRATEGY): v for n, v in found.items() if n.startswith(_STRATEGY)}
+        options.pop("name", None)
         others = {n: v for n, v in found.items() if n not in shared and not n.startswith(_STRATEGY)}
         rows.append(Setting(method, [setting(found[name]) for name in shared], _values(options), _values(others)))
     return Settings(shared, rows, any(row.others for row in rows))

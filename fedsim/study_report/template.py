@@ -164,6 +164,8 @@ TEMPLATE = (
 {% for picture in ranks.pictures %}
 {{ figure(picture) }}
 {% endfor %}
+{% elif scenes | length > 1 %}
+<p class="missing">There are no ranks: they need two methods, and two scenarios where no method lacks {{ units }} that others have.</p>
 {% endif %}
 
 <h2 id="measures">All measures</h2>
