@@ -90,9 +90,9 @@ def comparison(scene: Scene) -> str:
     return (
         f"Mean \u00b1 standard deviation over {scene.units}{averaged(scene.study)}; below, the mean difference to "
         f"{scene.baseline} on the same pairs and its {scene.level} interval, in points where the measure is in "
-        f"percent. \u25b2 significantly better, \u25bc significantly worse: paired t test, Holm-corrected over "
-        f"the {tests} tests of this scenario, alpha = {design['alpha']:g}, at least {design['min_pairs']} {scene.units}. "
-        f"No mark means not told apart, which is no proof of equality.{crossed}{_tail(scene)}"
+        "percent. \u25b2 significantly better, \u25bc significantly worse: paired t test, Holm-corrected over the "
+        f"{tests} tests of this scenario, alpha = {design['alpha']:g}, at least {design['min_pairs']} "
+        f"{scene.units}. No mark means not told apart, which is no proof of equality.{crossed}{_tail(scene)}"
     )
 
 

@@ -19,6 +19,7 @@ def drawn_as_svg():
 def all_formats(drawn_as_svg, monkeypatch):
     """Figures in every format, as users get them."""
     monkeypatch.setattr(files, "DRAWN", drawn_as_svg)
+    return drawn_as_svg
 
 
 @pytest.fixture(scope="package")

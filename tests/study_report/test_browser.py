@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from fedsim.study_report import files, write_study_report
+from fedsim.study_report import write_study_report
 from tests.study_report.studies import make_study
 
 LAPTOP, TELEPHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
@@ -82,9 +82,7 @@ def many(tmp_path_factory):
         seeds=3,
         every=3,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "DRAWN", {})
-        write_study_report(folder)
+    write_study_report(folder)
     return folder
 
 
