@@ -119,6 +119,9 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("--out", help="Study folder (default: one under runs/, by what is compared).")
     ] = None,
+    replaces: Annotated[
+        bool, typer.Option("--replace", help="Take the place of another study in --out; shared runs are kept.")
+    ] = False,
     data: DataOption = None,
     track: TrackOption = None,
 ) -> None:
@@ -137,7 +140,7 @@ def compare(
     design = Design.load(scenario, changes, asked)
     folder = out or design.default_folder()
     line = command.line(scenario, asked, changes, out)
-    found = conductor.compare(design, folder, line, parallel.value if parallel else None)
+    found = conductor.compare(design, folder, line, parallel.value if parallel else None, replaces=replaces)
     typer.echo(folder)
     conductor.raise_for(found, folder)
 

@@ -48,7 +48,14 @@ QUIET_S = 30.0
 log = logging.getLogger("fedsim")
 
 
-def compare(design: Design, folder: Path, command: str = "", parallel: Parallel | None = None) -> dict[str, Any]:
+def compare(
+    design: Design,
+    folder: Path,
+    command: str = "",
+    parallel: Parallel | None = None,
+    *,
+    replaces: bool = False,
+) -> dict[str, Any]:
     """Carry out a study, or what is left of one; return its results, which are also in the folder.
 
     Args:
@@ -57,13 +64,14 @@ def compare(design: Design, folder: Path, command: str = "", parallel: Parallel 
         command: The line that makes the study again, for the report.
         parallel: "runs": as many at once as there are workers. "clients": one run after the other, its clients on
             all workers. None chooses: runs, unless workers are on other machines or clients have a timeout.
+        replaces: Whether the folder may hold a study that this one does not go on with; shared runs are kept.
 
     Raises:
         FedSimError: The study cannot be carried out.
         KeyboardInterrupt: Passed on after the folder is written; the same command goes on.
     """
     console = Console()
-    _refuse_foreign(folder, design)
+    _refuse_foreign(folder, None if replaces else design)
     _say(console, _headline(design))
     _try_out(design)  # a mistake leaves no folder, and a study that is there as it is
     plan = tuning.plan(design)
@@ -129,7 +137,7 @@ def _leave(
     return found
 
 
-def _refuse_foreign(folder: Path, design: Design) -> None:
+def _refuse_foreign(folder: Path, design: Design | None) -> None:
     """Refuse a folder that holds something else, or a study that this one does not go on with.
 
     Raises:
@@ -139,10 +147,11 @@ def _refuse_foreign(folder: Path, design: Design) -> None:
         return
     if not (folder / DESIGN).is_file():
         raise DataError(f"{folder}: is not empty and holds no study; name another folder with --out")
-    if not design.extends(Design.read(folder)):
+    if design is not None and not design.extends(Design.read(folder)):
         raise DataError(
-            f"{folder}: holds another study, whose results would be lost: it has runs that this one has not, or is "
-            "tuned otherwise; name another folder with --out. Methods, seeds and scenarios may be added."
+            f"{folder}: holds another study, whose results would be lost: it has runs that this one has not, or "
+            "is tuned otherwise. Name another folder with --out, or say --replace; without, methods, seeds and "
+            "scenarios may be added."
         )
 
 

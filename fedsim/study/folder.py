@@ -96,7 +96,10 @@ def score_of(folder: Path, metric: str) -> tuple[float, str | None]:
         return math.nan, str(summary.get("error"))
     if summary.get("status") != "finished":
         return math.nan, None
-    began, ended = losses_of(folder)
+    try:
+        began, ended = losses_of(folder)
+    except (OSError, ValueError) as error:
+        return math.nan, f"its folder is damaged: {str(error).splitlines()[0]}"
     if ended > DIVERGED * began:
         return math.nan, f"it diverged: its mean loss went from {began:.3g} to {ended:.3g}"
     value = measures_of(summary, "test_accuracy").get(metric, math.nan)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim import statistics
+from fedsim import plugins, statistics
 from fedsim.environment import versions
 from fedsim.errors import ScenarioError
 from fedsim.fairness import CONVENTIONS, better
@@ -145,9 +145,9 @@ def _scenario(design: Design, base: Base, folder: Path, found: Sequence[Gathered
     return {
         "name": base.name,
         "description": scenario.description,
-        "dataset": scenario.data.plugin_name,
-        "partition": scenario.partition.plugin_name,
-        "model": scenario.model.plugin_name,
+        "dataset": plugins.spelled(scenario.data, "fedsim.datasets"),
+        "partition": plugins.spelled(scenario.partition, "fedsim.partitions"),
+        "model": plugins.spelled(scenario.model, "fedsim.models"),
         "num_clients": None if done is None else num_clients_of(folder / done.record["folder"]),
         "clients_per_round": scenario.server.clients_per_round,
         "rounds": scenario.rounds,

@@ -6,15 +6,13 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fedsim import plugins
 from fedsim.environment import versions
@@ -103,10 +101,9 @@ def verify(
     by_name = dict(zip((base.name for base in design.bases), expected.values(), strict=True))
     lines = held_against(found["results"], by_name)
     console = Console()
-    console.print(_table(design.name, lines))
-    outside = sum(not each.within for each in lines)
-    console.print(f"{len(lines) - outside} of {len(lines)} values are within what was expected", highlight=False)
-    return outside == 0
+    for words in _said(lines):
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+    return all(each.within for each in lines)
 
 
 def _new_folder(design: Design) -> Path:
@@ -187,23 +184,17 @@ def _design(path: str | Path, changes: Sequence[str], asked: Mapping[str, Any], 
     return replace(design, settings=settings).only(labels)
 
 
-def _table(title: str, lines: Sequence[Line]) -> Table:
-    table = Table(title=f"{title}: expected and found", title_justify="left")
-    for name in ("scenario", "method", "measure"):
-        table.add_column(name)
-    table.add_column("expected", justify="right")
-    table.add_column("found (deviation, runs)", justify="right")
-    table.add_column("")
-    table.add_column("source")
-    for line in lines:
+def _said(lines: Sequence[Line]) -> Iterator[str]:
+    """Yield a line for each expectation, the sources they refer to, and the sum of it."""
+    sources = list(dict.fromkeys(line.expected.source for line in lines))
+    names = [f"{line.scenario}, {line.method}, {spoken(line.measure)}" for line in lines]
+    width = max(map(len, names))
+    for name, line in zip(names, lines, strict=True):
         low, high = line.expected.range
-        table.add_row(
-            line.scenario,
-            Text(line.method),
-            spoken(line.measure),
-            f"{low:.4g} to {high:.4g}",
-            f"{line.value:.4f} ({line.deviation:.4f}, {line.n})",
-            "within" if line.within else "OUTSIDE",
-            Text(line.expected.source),
-        )
-    return table
+        verdict = "within " if line.within else "OUTSIDE"
+        spread = "" if math.isnan(line.deviation) else f" (deviation {line.deviation:.4f} over {line.n})"
+        place = sources.index(line.expected.source) + 1
+        yield f"{verdict}  {name:<{width}}  {line.value:.4f}{spread}, expected {low:.4f} to {high:.4f} [{place}]"
+    for place, source in enumerate(sources, 1):
+        yield f"[{place}] {source}"
+    yield f"{sum(line.within for line in lines)} of {len(lines)} values are within what was expected"
