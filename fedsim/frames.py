@@ -35,7 +35,9 @@ _DIFFERENCE = ["n", "mean", "std", "low", "high", "t_low", "t_high", "effect_siz
 
 _TESTS = ["t", "wilcoxon"]
 
-_RANKS = ["metric", "method", "average_rank", "data_sets", "friedman", "friedman_p", "critical_difference"]
+_RANKS = ["metric", "method", "average_rank", "scenarios", "friedman", "friedman_p", "critical_difference"]
+
+_SETTINGS = ["scenario", "method", "setting", "value"]
 
 _WINS = ["scenario", "method", "better", "equal", "worse", "low", "high", "n"]
 
@@ -76,6 +78,8 @@ class Study:
         values: One row per scenario x method x metric x pair: the numbers that the results summarise.
         wins: Per scenario and method, the mean shares of clients better, equal and worse than with the baseline.
         ranks: One row per metric x method: its average rank over the study's scenarios.
+        settings: One row per scenario x method x option that the study names, as that method ran: "strategy.q",
+            "client.lr", ...; empty for a study that does not say.
     """
 
     path: Path
@@ -85,6 +89,7 @@ class Study:
     values: pd.DataFrame
     wins: pd.DataFrame
     ranks: pd.DataFrame
+    settings: pd.DataFrame
     _problems: list[str] = field(default_factory=list, repr=False)
 
     @cached_property
@@ -205,6 +210,7 @@ def load_study(folder: str | Path) -> Study:
         values=_table(list(_value_rows(info)), [*KEYS, "metric", "value"]),
         wins=_table([{**win, **_bounds(win, "interval", "")} for win in info.get("wins") or []], _WINS)[_WINS],
         ranks=_table(list(_rank_rows(info)), _RANKS),
+        settings=pd.DataFrame(list(_setting_rows(info)), columns=_SETTINGS, dtype=object),
     )
 
 
@@ -219,6 +225,11 @@ def planned_pairs(info: Mapping[str, Any], scenario: str) -> list[Record]:
     known = {(p.get("partition"), p["seed"]): p for p in info.get("pairs") or [] if p["scenario"] == scenario}
     plan = [(partition, seed) for partition in design.get("partitions") or [None] for seed in design["seeds"]]
     return [{"partition": partition, "seed": seed, **known.get((partition, seed), {})} for partition, seed in plan]
+
+
+def ranked_scenarios(entry: Mapping[str, Any]) -> list[str]:
+    """Return the scenarios that an entry of study.json's ranks is over; the key was once "datasets"."""
+    return list(entry["scenarios"] if "scenarios" in entry else entry["datasets"])
 
 
 def _run_row(run: Mapping[str, Any]) -> Record:
@@ -301,16 +312,25 @@ def _rank_rows(info: Mapping[str, Any]) -> Iterator[Record]:
                 "metric": entry["metric"],
                 "method": method,
                 "average_rank": average,
-                "data_sets": len(entry["datasets"]),
+                "scenarios": len(ranked_scenarios(entry)),
                 "friedman": friedman.get("statistic"),
                 "friedman_p": friedman.get("p"),
                 "critical_difference": entry.get("critical_difference"),
             }
 
 
+def _setting_rows(info: Mapping[str, Any]) -> Iterator[Record]:
+    methods = info["design"]["methods"]
+    for scenario in info["design"]["scenarios"]:
+        for method in methods:
+            of = (method.get("settings") or {}).get(scenario["name"]) or {}
+            for name, value in of.items():
+                yield {"scenario": scenario["name"], "method": method["label"], "setting": name, "value": value}
+
+
 _WORDS = frozenset({*KEYS[:2], "metric", "status", "folder", "digest", "error", "model_sha256", "commit"})
 _TRUTHS = {"tested", "significant", "improves"}
-_COUNTS = {"partition", "seed", "rounds", "partitions_agree", "partitions", "data_sets"}
+_COUNTS = {"partition", "seed", "rounds", "partitions_agree", "partitions", "scenarios"}
 
 
 def _table(

@@ -55,9 +55,7 @@ def test_a_file_that_git_does_not_know_is_an_edit_too(code: Path) -> None:
     assert len(found) == 4
 
 
-def test_what_is_in_no_repository_has_no_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_in_no_repository_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.resolve()))
     (tmp_path / "fedsim").mkdir()
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "fedsim" / "environment.py"))

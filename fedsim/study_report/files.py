@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from fedsim import files
 from fedsim.frames import KEYS, Study
 from fedsim.report import style
-from fedsim.study_report import latex, tables
+from fedsim.study_report import captions, latex, tables
 from fedsim.study_report.scene import Scene
 from fedsim.study_report.units import DASH, heading
 
@@ -87,6 +87,9 @@ def save_tables(folder: Path, study: Study, scenes: list[Scene]) -> list[str]:
             both(f"statistics-{scene.slug}", later.drop(columns=[*level[5:], "tested"]), _statistics(scene))
         if scene.evaluated:
             both(f"clients-{scene.slug}", _clients(scene), None)
+    if len(study.settings):
+        exact = study.settings.assign(value=study.settings["value"].map(tables.setting))
+        both("settings", exact, _settings(scenes))
     if len(study.ranks):
         both("ranks", study.ranks, _ranks(study))
     if study.info.get("tuning"):
@@ -107,15 +110,16 @@ def _comparison(scene: Scene) -> str:
     rows: list[list[str]] = []
     for row in tables.against_baseline(scene):
         last = [row.wins or DASH] if wins else []
-        rows.append([row.method, str(row.runs), *(cell.level for cell in row.cells), *last])
+        rows.append([row.method, str(row.n), *(cell.level for cell in row.cells), *last])
         if row.method != scene.baseline:
             # The mark is a superscript of the difference: it is what the test is about.
             gaps = [latex.Small(f"{cell.gap}{cell.mark} {cell.interval}".strip()) for cell in row.cells]
             rows.append(["", "", *gaps, *("" for _ in last)])
-    header = ["Method", "Pairs", *map(heading, scene.tested)]
+    header = ["Method", scene.units.capitalize(), *map(heading, scene.tested)]
     alpha = scene.study.info["design"].get("alpha", 0.05)
     caption = (
-        f"{scene.name}: mean \u00b1 standard deviation over pairs; below, the mean paired difference to "
+        f"{scene.name}: mean \u00b1 standard deviation over {scene.units}{captions.averaged(scene.study)}; "
+        "below, the mean paired difference to "
         f"{scene.baseline} with its {scene.level} interval. A raised + (-) marks what is significantly better "
         f"(worse): paired t test, Holm-corrected over methods and measures of this scenario, alpha = {alpha:g}."
         + (f" Clients: % served better / equally / worse than by {scene.baseline}." if wins else "")
@@ -128,12 +132,13 @@ def _comparison(scene: Scene) -> str:
 def _measures(scene: Scene) -> str:
     header = ["Method", *(name for _, name in tables.level_columns(scene))]
     rows = [[method, *(text for text, _ in cells)] for method, cells in tables.levels(scene)]
-    caption = f"{scene.name}: all measures, mean \u00b1 standard deviation over pairs."
+    over = f"{scene.units}{captions.averaged(scene.study)}"
+    caption = f"{scene.name}: all measures, mean \u00b1 standard deviation over {over}."
     return latex.blocks(header, rows, caption=caption, label=f"tab:measures-{scene.slug}")
 
 
 def _statistics(scene: Scene) -> str:
-    header = ["n", "Difference", "Interval", "dz", "r", "t", "p", "p, Holm", "W", "p", "p, Holm"]
+    header = ["n", "Difference", "Interval", "dz", "r", "t", "p (t)", "Holm (t)", "W", "p (W)", "Holm (W)"]
     rows = [
         [d.method, d.metric, d.pairs, d.difference, d.interval, d.effect_size, d.rank_biserial,
          d.t, d.t_p, d.t_p_holm, d.wilcoxon, d.wilcoxon_p, d.wilcoxon_p_holm]
@@ -142,11 +147,27 @@ def _statistics(scene: Scene) -> str:
     caption = (
         f"{scene.name}: paired differences to {scene.baseline} with their {scene.level} bootstrap intervals, "
         "effect sizes (dz, matched-pairs rank-biserial r), paired t test and Wilcoxon's signed-rank test, raw and "
-        "Holm-corrected."
+        f"Holm-corrected; n {scene.units}{captions.averaged(scene.study)}."
     )
     return latex.table(
         ["Method", "Measure", *header], rows, caption=caption, label=f"tab:statistics-{scene.slug}", words=2
     )
+
+
+def _settings(scenes: list[Scene]) -> str:
+    rows = []
+    for scene in scenes:
+        found = tables.settings(scene)
+        for row in found.rows if found else []:
+            named = [
+                f"{name} = {value}" for name, value in zip(found.columns if found else [], row.cells, strict=True)
+            ]
+            rows.append(
+                [scene.name, row.method, row.options or DASH, ", ".join(filter(None, [*named, row.others]))]
+            )
+    header = ["Scenario", "Method", "Options of the strategy", "Others"]
+    caption = "Settings of the methods, as they ran."
+    return latex.table(header, rows, caption=caption, label="tab:settings", words=4)
 
 
 def _ranks(study: Study) -> str:
@@ -155,7 +176,7 @@ def _ranks(study: Study) -> str:
     rows = [[str(m), *(f"{wide.loc[m, metric]:.2f}" for metric in metrics)] for m in wide.index]
     critical = study.ranks["critical_difference"].dropna()
     said = f"; critical difference {critical.iloc[0]:.2f} (Nemenyi)" if len(critical) else ""
-    count = int(study.ranks["data_sets"].iloc[0])
+    count = int(study.ranks["scenarios"].iloc[0])
     caption = f"Average ranks over {count} scenarios, 1 is best{said}."
     return latex.table(["Method", *map(heading, metrics)], rows, caption=caption, label="tab:ranks")
 

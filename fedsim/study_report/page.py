@@ -12,11 +12,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedsim.files import replace
-from fedsim.frames import Study, load_study
+from fedsim.frames import Study, load_study, ranked_scenarios
 from fedsim.report import style
 from fedsim.sentences import some
 from fedsim.study_report import captions, files, paired, progress, ranks, spread, tables, tradeoff
-from fedsim.study_report.scene import Scene, scenes
+from fedsim.study_report.scene import Scene, scenes, units_of
 from fedsim.study_report.template import TEMPLATE
 from fedsim.study_report.units import heading
 
@@ -62,6 +62,8 @@ def _content(study: Study, every: list[Scene]) -> dict[str, Any]:
         "title": str(info.get("name") or study.path.resolve().name),
         "description": info.get("description") or "",
         "status": str(info.get("status") or "interrupted"),
+        "unfinished": _unfinished(study),
+        "units": units_of(study),
         "facts": _facts(study),
         "words": [str(sentence) for sentence in info.get("words") or []],
         "warnings": [str(sentence) for sentence in info.get("warnings") or []],
@@ -80,9 +82,19 @@ def _content(study: Study, every: list[Scene]) -> dict[str, Any]:
         "origin": _origin(study),
         "environment": [(k, _said(v)) for k, v in (info.get("environment") or {}).items()],
         "definitions": tables.definitions(study),
-        "terms": captions.TERMS,
+        "terms": captions.terms(study),
         "tables": files.save_tables(study.path, study, every),
     }  # fmt: skip
+
+
+def _unfinished(study: Study) -> str:
+    """Return what a page of a study that is not finished is about."""
+    runs = study.info.get("runs") or []
+    finished = sum(run["status"] == "finished" for run in runs)
+    trials = (study.info.get("tuning") or {}).get("trials") or []
+    open_ = sum(t.get("score") is None and not t.get("error") for t in trials)
+    tuned = f" {open_} of {len(trials)} trials of its tuning have not been made yet." if open_ else ""
+    return f"What follows is about the {finished} of {len(runs)} runs that are finished.{tuned}"
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:
@@ -137,6 +149,7 @@ def _scene(scene: Scene) -> dict[str, Any]:
         "levels": tables.levels(scene),
         "few": len(scene.measured) <= FEW_METHODS,
         "details": tables.details(scene),
+        "settings": tables.settings(scene),
         "tuned": tables.tuned(scene),
         "trials": tables.trials(scene),
         "pairs": [(tables.pair_name(p), [str(p.get(name) or "\u2013") for name in hashes]) for p in scene.pairs],
@@ -173,7 +186,7 @@ def _figures(scene: Scene) -> Iterator[tuple[str, str, list[Picture]]]:
     yield "How accuracy is spread over clients", "", shown
     nothing = "There is no difference to the baseline to show yet."
     shown = [one("paired", captions.differences, paired.differences, bool(paired.rivals(scene)), nothing)]
-    yield "Pair by pair", "", shown
+    yield ("Seed by seed" if scene.crossed else "Pair by pair"), "", shown
     shown = [one("rounds", captions.rounds, progress.accuracy_over_rounds, progress.has_rounds(scene))]
     if progress.has_clock(scene):
         shown.append(one("cost", captions.cost, progress.accuracy_against_cost, known=True))
@@ -198,13 +211,13 @@ def _ranks(study: Study) -> dict[str, Any] | None:
     labels = list(dict.fromkeys(label for entry in entries for label in entry["methods"]))
     at = {(e["metric"], m): r for e in entries for m, r in zip(e["methods"], e["average"], strict=True)}
     return {
-        "caution": ranks.caution(study),
+        "cautions": ranks.cautions(study),
         "words": list(dict.fromkeys(sentence for entry in entries for sentence in ranks.words(entry))),
         "header": [heading(metric) for metric in metrics],
         "rows": [
             (m, [f"{at[metric, m]:.2f}" if (metric, m) in at else "\u2013" for metric in metrics]) for m in labels
         ],
-        "names": ", ".join(dict.fromkeys(name for entry in entries for name in entry["datasets"])),
+        "names": ", ".join(dict.fromkeys(name for entry in entries for name in ranked_scenarios(entry))),
         "pictures": [
             _drawn(
                 study, f"ranks-{entry['metric'].replace('_', '-')}",
@@ -229,7 +242,7 @@ def _tuning(study: Study) -> dict[str, Any] | None:
 
 def _origin(study: Study) -> list[tuple[str, str]]:
     design, runs = study.info["design"], study.info.get("runs") or []
-    commits = sorted({str(run["commit"]) for run in runs if run.get("commit")})
+    commits = sorted({str(c) for run in runs for c in run.get("commits") or [run.get("commit")] if c})
     versions: dict[str, set[str]] = {}
     for run in runs:
         for name, version in (run.get("versions") or {}).items():

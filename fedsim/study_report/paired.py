@@ -1,4 +1,4 @@
-"""The differences to the baseline, pair by pair: what the tests see."""
+"""The differences to the baseline, pair by pair or seed by seed: what the tests see."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from fedsim.study_report.spread import method_rows, tall
 from fedsim.study_report.units import title, unit
 
 _ACROSS = 3
-_SHAPES = "o^svDP*X"
 
 VERDICTS = {
     "better": (BLUE, "significantly better"),
@@ -40,7 +39,7 @@ def verdict(scene: Scene, method: str, metric: str) -> str:
 
 
 def differences(scene: Scene) -> Figure:
-    """A dot for each pair, a mean and its interval for each method; a panel for each tested measure."""
+    """A dot for each pair (seed, where partitions are crossed), a mean and its interval for each method."""
     methods, metrics = rivals(scene), scene.tested
     across = min(_ACROSS, len(metrics))
     down = -(-len(metrics) // across)
@@ -63,25 +62,19 @@ def differences(scene: Scene) -> Figure:
 
 def _panel(scene: Scene, axes: Axes, metric: str, methods: list[str]) -> None:
     factor = unit(metric).factor
-    baseline = scene.values(scene.baseline, metric)
-    partitions = [pair.get("partition") for pair in scene.pairs]
-    order = sorted({p for p in partitions if p is not None})
     axes.axvline(0, color=INK, linewidth=1.0)
     for row, method in enumerate(methods):
         difference = scene.result(method, metric).get("difference") or {}
         if difference.get("mean") is None:
             continue
         colour, said = VERDICTS[verdict(scene, method, metric)]
-        gaps = factor * (scene.values(method, metric) - baseline)
-        for place, partition in enumerate(order or [None]):
-            mine = np.array([p == partition for p in partitions]) & np.isfinite(gaps)
-            # Pairs with equal differences stand one above the other, so that none is hidden.
-            heights = row + 0.16 + 0.05 * (np.arange(mine.sum()) % 3)
-            axes.scatter(
-                gaps[mine], heights, s=17, facecolor="none", edgecolor=INK, linewidth=0.8, alpha=0.7,
-                marker=_SHAPES[place % len(_SHAPES)],
-                label=f"a pair on partition {partition}" if order else "a pair",
-            )  # fmt: skip
+        gaps = factor * scene.gaps(method, metric)
+        # Equal differences stand one above the other, so that none is hidden.
+        heights = row + 0.16 + 0.05 * (np.arange(len(gaps)) % 3)
+        axes.scatter(
+            gaps, heights, s=17, facecolor="none", edgecolor=INK, linewidth=0.8, alpha=0.7,
+            label="a seed, mean over its partitions" if scene.crossed else "a pair",
+        )  # fmt: skip
         interval = scene.interval(method, metric, of="difference")
         if interval is not None:
             low, high = factor * np.array(interval)

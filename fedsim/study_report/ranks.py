@@ -9,12 +9,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedsim.frames import Record, Study
+from fedsim.frames import Record, Study, ranked_scenarios
 from fedsim.report.style import GREY, INK, VERMILLION, figure
 from fedsim.study_report.labels import short_names
+from fedsim.study_report.scene import units_of
 from fedsim.study_report.units import chance, title
 
 LEAST_METHODS, LEAST_SCENARIOS = 4, 2
+
+FEW_SCENARIOS = 10
+"""Scenarios below which the tests of ranks are approximations (Demsar, JMLR 2006)."""
 
 
 def drawn(study: Study) -> list[Record]:
@@ -22,7 +26,7 @@ def drawn(study: Study) -> list[Record]:
     return [
         entry
         for entry in study.info.get("ranks") or []
-        if len(entry["methods"]) >= LEAST_METHODS and len(entry["datasets"]) >= LEAST_SCENARIOS
+        if len(entry["methods"]) >= LEAST_METHODS and len(ranked_scenarios(entry)) >= LEAST_SCENARIOS
         and entry.get("critical_difference") is not None
     ]  # fmt: skip
 
@@ -85,7 +89,7 @@ def _bars(axes: Axes, cliques: list[list[str]], average: dict[str, float]) -> No
 
 def words(entry: Record) -> list[str]:
     """Return what the ranks can tell, in sentences."""
-    names, count = entry["datasets"], len(entry["methods"])
+    names, count = ranked_scenarios(entry), len(entry["methods"])
     critical, friedman = entry.get("critical_difference"), entry.get("friedman") or {}
     found = []
     if friedman.get("p") is not None:
@@ -110,17 +114,34 @@ def words(entry: Record) -> list[str]:
     return found
 
 
-def caution(study: Study) -> str:
-    """Return how much ranks over so few scenarios are worth."""
+def cautions(study: Study) -> list[str]:
+    """Return how much ranks over these scenarios are worth, and who is not in them, in sentences."""
     entries: list[Any] = study.info.get("ranks") or []
-    count = len(entries[0]["datasets"]) if entries else 0
-    if count >= 10:
-        return ""
-    return (
-        f"Each of the {count} scenarios counts once, whatever its number of pairs. Nemenyi's and Friedman's tests "
-        "rely on a large-sample approximation that is poor below some 10 data sets; read the ranks as a "
-        "description, and the tests above, scenario by scenario, as evidence."
-    )
+    if not entries:
+        return []
+    names, methods = ranked_scenarios(entries[0]), set(entries[0]["methods"])
+    found = []
+    if len(names) < FEW_SCENARIOS:
+        found.append(
+            f"Each of the {len(names)} scenarios counts once, whatever its number of pairs. Nemenyi's and "
+            f"Friedman's tests rely on a large-sample approximation that is poor below some {FEW_SCENARIOS} "
+            "scenarios; read the ranks as a description, and the tests above, scenario by scenario, as evidence."
+        )
+    design = study.info["design"]
+    data = [s.get("dataset") for s in design["scenarios"] if s["name"] in names]
+    if None not in data and len(set(data)) < len(names):
+        found.append(
+            f"These {len(names)} scenarios have {len(set(data))} data set{'s' if len(set(data)) > 1 else ''} "
+            f"({', '.join(dict.fromkeys(map(str, data)))}): both tests take scenarios for independent, which those "
+            "of one data set are not, so the ranks speak of these scenarios and of no other data."
+        )
+    left = [str(m["label"]) for m in design["methods"] if m["label"] not in methods]
+    if left:
+        found.append(f"Without {', '.join(left)}: {units_of(study)} that others have are missing.")
+    out = [str(s["name"]) for s in design["scenarios"] if s["name"] not in names]
+    if out:
+        found.append(f"Without {', '.join(out)}: a method lacks {units_of(study)} there that others have.")
+    return found
 
 
 def _apart(entry: Record) -> int:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim.fairness import tail_size
 from fedsim.frames import KEYS, Record, Study, planned_pairs
 from fedsim.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 
@@ -75,6 +74,16 @@ class Scene:
         """The scenario's pairs, in the order of `values`."""
         return planned_pairs(self.study.info, self.name)
 
+    @property
+    def crossed(self) -> bool:
+        """Whether every seed was run on the same partitions: tests are then of each seed's mean over them."""
+        return self.study.info["design"].get("partitions") is not None
+
+    @property
+    def units(self) -> str:
+        """What deviations, intervals and tests are over: "pairs", or "seeds" where partitions are crossed."""
+        return units_of(self.study)
+
     @cached_property
     def runs(self) -> list[Record]:
         """The scenario's runs."""
@@ -103,6 +112,27 @@ class Scene:
         """Return the values in order of `pairs`, NaN where there is none, [pairs]."""
         found = self.result(method, metric).get("values") or [None] * len(self.pairs)
         return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+
+    def gaps(self, method: str, metric: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the differences to the baseline that the tests see, one for each of `units`, [n].
+
+        Where partitions are crossed, a seed's is the mean over its partitions; one that lacks a partition has none.
+        """
+        found = self.values(method, metric) - self.values(self.baseline, metric)
+        if self.crossed:
+            seeds = np.array([pair["seed"] for pair in self.pairs])
+            found = np.array([found[seeds == seed].mean() for seed in dict.fromkeys(seeds.tolist())])
+        return found[np.isfinite(found)]
+
+    def count(self, method: str) -> int:
+        """Return how many pairs a method has a value of."""
+        return int(np.isfinite(self.values(method, self.tested[0])).sum())
+
+    @cached_property
+    def incomplete(self) -> list[str]:
+        """Methods with fewer pairs (seeds, where crossed) than another one: they are in no front and no ranks."""
+        there = {m: int(self.result(m, self.tested[0]).get("n") or 0) for m in self.measured}
+        return [m for m, n in there.items() if n < max(there.values())]
 
     @cached_property
     def final(self) -> pd.DataFrame:
@@ -135,18 +165,14 @@ class Scene:
         """Methods that have a colour of their own: all, or the baseline and those with the best worst tenth."""
         if len(self.methods) <= MOST_COLOURS:
             return self.methods
-        worst = {m: self.worst_tenth[m] for m in self.evaluated if m != self.baseline}
+        worst = {m: w for m in self.evaluated if m != self.baseline and (w := self.worst_tenth(m)) is not None}
         best = sorted(worst, key=lambda m: -worst[m])[: MOST_COLOURS - 2]
         return [self.baseline, *(m for m in self.methods if m in best)]
 
-    @cached_property
-    def worst_tenth(self) -> dict[str, float]:
-        """Method -> mean of the worst 10 % of clients, chosen in each pair, averaged over pairs; a fraction."""
-        if not len(self.final):
-            return {}
-        by_run = self.final.groupby(KEYS, dropna=False)["test_accuracy"]
-        tails = by_run.apply(lambda v: np.sort(v.to_numpy(float))[: tail_size(len(v), 0.1)].mean())
-        return {str(method): float(value) for method, value in tails.groupby(level="method").mean().items()}
+    def worst_tenth(self, method: str) -> float | None:
+        """Return a method's mean of the worst 10 % of clients, a fraction; None without a result."""
+        value: float | None = self.result(method, "worst_10").get("mean")
+        return value
 
     def colour(self, method: str) -> str:
         """Return a method's colour, the same in all figures of the scenario."""
@@ -168,6 +194,11 @@ def known_interval(interval: list[float | None] | None) -> list[float] | None:
     """Return the ends of an interval; None where one is unknown or infinite."""
     known = [end for end in interval or [] if end is not None]
     return known if len(known) == 2 else None
+
+
+def units_of(study: Study) -> str:
+    """Return what deviations, intervals and tests of a study are over."""
+    return "pairs" if study.info["design"].get("partitions") is None else "seeds"
 
 
 def scenes(study: Study) -> list[Scene]:

@@ -94,9 +94,10 @@ def _strips(axes: Axes, scene: Scene) -> None:
         axes.vlines(
             middle, row - 0.28, row + 0.28, color=INK, linewidth=2.0, label="median client" if first else ""
         )
+        worst = scene.worst_tenth(method)
         axes.plot(
-            100 * scene.worst_tenth[method], row, marker="D", markersize=5.5, color=VERMILLION, linestyle="",
-            label="mean of the worst 10 %" if first else "",
+            [] if worst is None else 100 * worst, [] if worst is None else row, marker="D", markersize=5.5,
+            color=VERMILLION, linestyle="", label="mean of the worst 10 %" if first else "",
         )  # fmt: skip
     method_rows(axes, scene, methods)
     axes.set_xlabel("test accuracy (%)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from fedsim.study_report.units import (
     spread,
 )
 
+_STRATEGY = "strategy."
+
 MARKS = {"better": "\u25b2", "worse": "\u25bc", "open": ""}
 """Marks of what the test says of a method against the baseline."""
 
@@ -39,13 +42,37 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A method in the table against the baseline."""
+    """A method in the table against the baseline; `pairs` with a value, and the n of its means and deviations."""
 
     method: str
-    runs: int
+    pairs: int
+    n: int
     cells: list[Cell]
     wins: str
     wins_interval: str
+
+
+class Setting(NamedTuple):
+    """A line of the table of settings, as text: cells of its columns, options of the strategy, and all others."""
+
+    method: str
+    cells: list[str]
+    options: str
+    others: str
+
+
+class Settings(NamedTuple):
+    """What methods ran with on a scenario: `columns` are options that all of them have.
+
+    Attributes:
+        columns: Names of the options that have a column.
+        rows: A line for each method, the baseline first.
+        others: Whether any line has something in `others`.
+    """
+
+    columns: list[str]
+    rows: list[Setting]
+    others: bool
 
 
 class Detail(NamedTuple):
@@ -79,6 +106,7 @@ def against_baseline(scene: Scene) -> list[Row]:
         rows.append(
             Row(
                 method,
+                scene.count(method),
                 int(scene.result(method, scene.tested[0]).get("n") or 0),
                 [_cell(scene, method, metric) for metric in scene.tested],
                 " / ".join(f"{100 * float(share or 0):.0f}" for share in shares) if known else "",
@@ -165,6 +193,38 @@ def details(scene: Scene) -> list[Detail]:
     return found
 
 
+def settings(scene: Scene) -> Settings | None:
+    """Return what each method ran with; None for a study that does not say."""
+    of = {
+        str(method["label"]): (method.get("settings") or {}).get(scene.name)
+        for method in scene.study.info["design"]["methods"]
+    }
+    known = {method: found for method in scene.methods if (found := of[method])}
+    if not known:
+        return None
+    shared = [
+        name
+        for name in next(iter(known.values()))
+        if not name.startswith(_STRATEGY) and all(name in found for found in known.values())
+    ]
+    rows = []
+    for method, found in known.items():
+        options = {n.removeprefix(_STRATEGY): v for n, v in found.items() if n.startswith(_STRATEGY)}
+        options.pop("name", None)
+        others = {n: v for n, v in found.items() if n not in shared and not n.startswith(_STRATEGY)}
+        rows.append(Setting(method, [setting(found[name]) for name in shared], _values(options), _values(others)))
+    return Settings(shared, rows, any(row.others for row in rows))
+
+
+def setting(value: object) -> str:
+    """Return a value of an option as a scenario says it; null for one that is not set.
+
+    >>> setting("norm"), setting(True), setting(None), setting([0.1, 1])
+    ('norm', 'true', 'null', '[0.1, 1]')
+    """
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def not_finished(scene: Scene) -> list[tuple[str, str, str, str]]:
     """Return (method, pair, status, cause) of every run that has no result."""
     return [
@@ -224,7 +284,7 @@ def grids(study: Study) -> list[tuple[str, str]]:
 
 
 def _values(values: Record) -> str:
-    return ", ".join(f"{option} = {value}" for option, value in values.items())
+    return ", ".join(f"{option} = {setting(value)}" for option, value in values.items())
 
 
 def definitions(study: Study) -> list[tuple[str, str]]:

@@ -78,7 +78,7 @@ TEMPLATE = (
 </header>
 <main>
 {% if status != "finished" %}
-<div class="note" role="note"><b>This study {{ "failed" if status == "failed" else "is not finished" }}.</b> What follows is about the runs that are.</div>
+<div class="note" role="note"><b>{{ "Some runs of this study failed" if status == "failed" else "This study is not finished" }}.</b> {{ unfinished }}</div>
 {% endif %}
 {% if description %}<p class="more">{{ description }}</p>{% endif %}
 {% if words %}
@@ -124,7 +124,7 @@ TEMPLATE = (
 {% if scene.wins %}<th scope="col" class="number">Clients better /<br>equal / worse (%)</th>{% endif %}</tr></thead>
 <tbody>
 {% for row in scene.comparison %}
-<tr{% if row.method == baseline %} class="baseline"{% endif %}><th scope="row">{{ row.method }}{% if row.runs < scene.pairs | length %} <small class="hint">({{ row.runs }} of {{ scene.pairs | length }} pairs)</small>{% endif %}</th>
+<tr{% if row.method == baseline %} class="baseline"{% endif %}><th scope="row">{{ row.method }}{% if row.pairs < scene.pairs | length %} <small class="hint">({{ row.pairs }} of {{ scene.pairs | length }} pairs)</small>{% endif %}</th>
 {% for cell in row.cells %}<td class="number {{ cell.verdict }}" data-value="{{ cell.value }}">{{ cell.level }}{% if cell.gap %}<small>{{ cell.gap }} {{ cell.interval }} {% if cell.mark %}<span class="mark" title="significantly {{ cell.verdict }}">{{ cell.mark }}</span>{% endif %}</small>{% endif %}</td>{% endfor %}
 {% if scene.wins %}<td class="number">{{ row.wins }}{% if row.wins_interval %}<small>better: {{ row.wins_interval }}</small>{% endif %}</td>{% endif %}</tr>
 {% endfor %}
@@ -153,7 +153,7 @@ TEMPLATE = (
 
 {% if ranks %}
 <h2 id="ranks">Across scenarios {{ files("ranks") }}</h2>
-<p class="more">{{ ranks.caution }}</p>
+{% for sentence in ranks.cautions %}<p class="more">{{ sentence }}</p>{% endfor %}
 {% for sentence in ranks.words %}<p class="more">{{ sentence }}</p>{% endfor %}
 <div class="scroll"><table>
 <thead><tr><th scope="col">Average rank</th>{% for name in ranks.header %}<th scope="col" class="number">{{ name }}</th>{% endfor %}</tr></thead>
@@ -164,6 +164,8 @@ TEMPLATE = (
 {% for picture in ranks.pictures %}
 {{ figure(picture) }}
 {% endfor %}
+{% elif scenes | length > 1 %}
+<p class="missing">There are no ranks: they need two methods, and two scenarios where no method lacks {{ units }} that others have.</p>
 {% endif %}
 
 <h2 id="measures">All measures</h2>
@@ -187,7 +189,7 @@ TEMPLATE = (
 <p class="missing">No run of this scenario is finished.</p>
 {% endif %}
 {% endfor %}
-<p class="hint">Mean ± standard deviation over pairs, of the clients' test accuracies at the last evaluation and, where it says so, of their test losses. Standard deviation and variance over clients shrink when everyone gets worse: read them beside the mean.</p>
+<p class="hint">Mean ± standard deviation over {{ units }}, of the clients' test accuracies at the last evaluation and, where it says so, of their test losses. Standard deviation and variance over clients shrink when everyone gets worse: read them beside the mean.</p>
 
 <h2 id="tests">Tests in detail {{ files("values", False) }}</h2>
 {% for scene in scenes %}
@@ -196,7 +198,7 @@ TEMPLATE = (
 {% set crossed = scene.details | selectattr("agree") | list %}
 <details{% if scene.details | length <= 30 %} open{% endif %}><summary>{{ scene.details | length }} differences</summary>
 <div class="scroll"><table class="compact">
-<thead><tr><th scope="col">Method</th><th scope="col">Measure</th><th scope="col" class="number">Pairs</th><th scope="col" class="number">Difference<small>interval: bootstrap</small><small>t</small></th>
+<thead><tr><th scope="col">Method</th><th scope="col">Measure</th><th scope="col" class="number">{{ units | capitalize }}</th><th scope="col" class="number">Difference<small>interval: bootstrap</small><small>t</small></th>
 <th scope="col" class="number">d<sub>z</sub><small>rank-biserial</small></th><th scope="col" class="number">t test: p, Holm<small>p</small><small>t</small></th><th scope="col" class="number">Wilcoxon: p, Holm<small>p</small><small>W</small></th>
 {% if crossed %}<th scope="col" class="number">Partitions<small>that agree</small></th>{% endif %}</tr></thead>
 <tbody>{% for row in scene.details %}
@@ -210,7 +212,7 @@ TEMPLATE = (
 <p class="missing">There is no difference to test yet.</p>
 {% endif %}
 {% endfor %}
-<p class="hint">Differences are method minus {{ baseline }} on the same pair. d_z: mean difference over its standard deviation, with Hedges' correction for small n. Rank-biserial: sum of ranks of positive differences minus that of negative ones, over their sum. W: Wilcoxon's signed-rank statistic. Methods in bold differ significantly in that measure.</p>
+<p class="hint">Differences are method minus {{ baseline }} on the same pair{% if units == "seeds" %}, averaged over the partitions of each seed{% endif %}. d_z: mean difference over its standard deviation, with Hedges' correction for small n. Rank-biserial: sum of ranks of positive differences minus that of negative ones, over their sum. W: Wilcoxon's signed-rank statistic. Methods in bold differ significantly in that measure.</p>
 
 {% if tuning %}
 <h2 id="tuning">Tuning {{ files("tuning") }}</h2>
@@ -246,9 +248,24 @@ TEMPLATE = (
 <tbody>{% for method in methods %}
 <tr{% if method.label == baseline %} class="baseline"{% endif %}><th scope="row">{{ method.label }}</th><td>{{ method.strategy }}</td><td class="text">{% for change in method.changes %}<code>{{ change }}</code>{% if not loop.last %}<br>{% endif %}{% endfor %}</td>{% if methods | selectattr("notes") | list %}<td class="text">{{ method.notes | join(" ") }}</td>{% endif %}</tr>{% endfor %}
 </tbody></table></div>
+{% if scenes | selectattr("settings") | list %}
+<h3>Settings in full {{ files("settings") }}</h3>
+<p class="more">As each method ran{% if tuning %}, after tuning{% endif %}; what is not here is the same for all, and in the scenario below.</p>
+{% for scene in scenes %}
+{% if scene.settings %}
+<details><summary>{{ scene.name }}: settings of {{ scene.settings.rows | length }} methods</summary>
+<div class="scroll"><table class="compact">
+<thead><tr><th scope="col">Method</th>{% for name in scene.settings.columns %}<th scope="col" class="number"><code>{{ name }}</code></th>{% endfor %}<th scope="col">Options of the strategy</th>{% if scene.settings.others %}<th scope="col">Others</th>{% endif %}</tr></thead>
+<tbody>{% for row in scene.settings.rows %}
+<tr{% if row.method == baseline %} class="baseline"{% endif %}><th scope="row">{{ row.method }}</th>{% for value in row.cells %}<td class="number">{{ value }}</td>{% endfor %}<td class="text">{{ row.options }}</td>{% if scene.settings.others %}<td class="text">{{ row.others }}</td>{% endif %}</tr>{% endfor %}
+</tbody></table></div>
+</details>
+{% endif %}
+{% endfor %}
+{% endif %}
 {% for scene in scenes %}
 {% if scene.toml %}
-<details><summary>{{ scene.name }}: the scenario, as resolved</summary>
+<details><summary>{{ scene.name }}: the scenario, as resolved for {{ methods[0].label }}</summary>
 <pre>{{ scene.toml }}</pre>
 </details>
 {% endif %}

@@ -56,7 +56,7 @@ def on_front(scene: Scene, x: str, y: str) -> list[str]:
     for known_x, known_y, methods in scene.front:
         if (known_x, known_y) == (x, y):
             return methods
-    methods = _there(scene, x, y)
+    methods = [m for m in _there(scene, x, y) if m not in scene.incomplete]
     signs = np.array([1.0 if better(m, higher_is_better=True) == "higher" else -1.0 for m in (x, y)])
     return [m for m, is_on in zip(methods, pareto(signs * _points(scene, methods, x, y)), strict=True) if is_on]
 
@@ -78,7 +78,8 @@ def _intervals(scene: Scene, methods: list[str], x: str, y: str) -> NDArray[np.f
             interval = scene.interval(method, metric)
             if interval is not None:
                 ends = np.tile(point, (2, 1))
-                ends[:, axis] = np.array(interval) * unit(metric).factor
+                # An interval of few pairs may reach beyond what an accuracy can be.
+                ends[:, axis] = np.clip(interval, 0.0, 1.0) * unit(metric).factor
                 found.append(ends)
     return np.array(found).reshape(-1, 2, 2)
 

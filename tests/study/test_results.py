@@ -443,7 +443,9 @@ class TestWords:
         assert any("2 of the packages" in line for line in warnings({**study, "runs": runs}))
 
     def test_runs_of_other_code_than_the_present_are_said(self, study: dict[str, Any]) -> None:
-        before = [{**run, "commits": ["e" * 40 + "+edited.0123abcd"] * bool(run["commits"])} for run in study["runs"]]
+        before = [
+            {**run, "commits": ["e" * 40 + "+edited.0123abcd"] * bool(run["commits"])} for run in study["runs"]
+        ]
         said = warnings({**study, "runs": before, "environment": {**study["environment"], "commit": "f" * 40}})
         (line,) = [line for line in said if "made by another version of the code" in line]
         assert "(eeeeeeeeeeee+edited.0123abcd) than this page (ffffffffffff)" in line

@@ -308,7 +308,7 @@ class TestFolders:
             design(path, "fedavg", OURS, seeds=2, tune={"grid": {"client.lr": [0.1]}, "own": {}}),  # is tuned
         ]
         for made in others:
-            with pytest.raises(DataError, match="holds another study, whose results would be lost.*say --replace"):
+            with pytest.raises(DataError, match=r"holds another study, whose results would be lost.*say --replace"):
                 conductor.compare(made, out)
         assert {file: file.read_bytes() for file in before} == before
         assert counted.during(lambda: conductor.compare(design(path, "fedavg", OURS, "afl", seeds=3), out))
@@ -396,7 +396,7 @@ class TestFolders:
 
 
 def interrupting(patch: pytest.MonkeyPatch, module: Any, name: str, count: int | str) -> None:
-    """Raise KeyboardInterrupt in a function's place when it is called for the count-th time, or for a file first."""
+    """Raise KeyboardInterrupt in a function's place at its count-th call, or at the first for a file of that name."""
     real: Callable[..., Any] = getattr(module, name)
     calls = 0
 

@@ -76,7 +76,9 @@ class TestRefused:
     def test_a_method_that_is_none_of_the_studys(self, tmp_path: Path) -> None:
         study = {"methods": ["fedavg", "afl"], "seeds": 1}
         path = expecting(tmp_path, {"fedav": {"mean": (0.5, 0.5)}}, study=study)
-        with pytest.raises(ScenarioError, match=r'expect\.fedav: the study has no such method; did you mean "fedavg"'):
+        with pytest.raises(
+            ScenarioError, match=r'expect\.fedav: the study has no such method; did you mean "fedavg"'
+        ):
             verify(path)
 
     def test_a_method_that_is_none(self, tmp_path: Path) -> None:

@@ -109,7 +109,8 @@ def make_study(
             ],
             "methods": [
                 {"label": m, "strategy": m.split("[")[0], "notes": [],
-                 "changes": ["strategy.scale=min"] if "[" in m else []}
+                 "changes": ["strategy.scale=min"] if "[" in m else [],
+                 "settings": {s: settings_of(m, s) for s in scenarios}}
                 for m in methods
             ],
             "baseline": baseline, "seeds": list(range(seeds)),
@@ -190,7 +191,8 @@ def results_of(scenarios, methods, baseline, pairs, runs, metrics):
     results = []
     for scenario in scenarios:
         mine = [pair for pair in pairs if pair["scenario"] == scenario]
-        crossed = [pair["partition"] for pair in mine] if mine[0]["partition"] is not None else None
+        # Crossed partitions are averaged over for each seed; a seed that lacks one has no value.
+        partitions = len({pair["partition"] for pair in mine})
         columns = {
             method: {
                 metric: np.array(
@@ -200,11 +202,15 @@ def results_of(scenarios, methods, baseline, pairs, runs, metrics):
             }
             for method in methods
         }
-        differences = statistics.compare(columns, baseline, metrics, ways, partitions=crossed)
+        tested = {
+            method: {metric: column.reshape(partitions, -1).mean(axis=0) for metric, column in of.items()}
+            for method, of in columns.items()
+        }
+        differences = statistics.compare(tested, baseline, metrics, ways)
         for metric in named:
             for method in methods:
-                column = columns[method][metric]
-                about = statistics.describe(column[~np.isnan(column)])
+                column, seen = columns[method][metric], tested[method][metric]
+                about = statistics.describe(seen[~np.isnan(seen)])
                 results.append(
                     {
                         "scenario": scenario,
@@ -238,7 +244,7 @@ def ranks_of(scenarios, methods, results, metrics):
         )
         ranked = statistics.ranks(table, higher_is_better=CONVENTIONS[metric][1] == "higher")
         found.append(
-            {"metric": metric, "datasets": list(scenarios), "methods": list(methods),
+            {"metric": metric, "scenarios": list(scenarios), "methods": list(methods),
              "average": ranked.average.tolist(), "friedman": ranked.friedman._asdict(),
              "critical_difference": ranked.critical_difference,
              "cliques": [[methods[place] for place in clique] for clique in ranked.cliques]}
@@ -248,12 +254,23 @@ def ranks_of(scenarios, methods, results, metrics):
 
 def front_of(scenario, methods, results):
     at = {(r["method"], r["metric"]): r["mean"] for r in results if r["scenario"] == scenario}
-    known = [
-        m for m in methods if not math.isnan(at.get((m, "mean"), math.nan) + at.get((m, "worst_10"), math.nan))
-    ]
+    n = {r["method"]: r["n"] for r in results if r["scenario"] == scenario and r["metric"] == "mean"}
+    known = [m for m in methods if n[m] == max(n.values()) > 0]
     front = statistics.pareto(np.array([[at[m, "mean"], at[m, "worst_10"]] for m in known]).reshape(-1, 2))
     methods = [m for m, is_on in zip(known, front, strict=True) if is_on]
     return {"scenario": scenario, "x": "mean", "y": "worst_10", "methods": methods}
+
+
+def settings_of(method, scenario):
+    own = {"term": {"t": 2.0, "weighting": "examples"}, "qfedavg": {"q": 0.1 + len(scenario) / 100}}
+    return {
+        "strategy.name": method.split("[")[0],
+        **{f"strategy.{name}": value for name, value in own.get(method, {"scale": method}).items()},
+        "client.lr": 0.05 if method == "term" else 0.1,
+        "server.lr": 1.0,
+        "server.lr_decay": None,
+        **({"client.local_epochs": 3} if method == "term" else {}),
+    }
 
 
 def tuning_of(scenarios, methods):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 
-from fedsim.study_report import files, write_study_report
+from fedsim.study_report import write_study_report
 from tests.study_report.studies import make_study
 
 LAPTOP, TELEPHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
@@ -48,12 +49,22 @@ OUTSIDE = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
 })"""
 
 
+def unavailable(reason):
+    """Skip, or fail where a browser was promised."""
+    if os.environ.get("FEDSIM_BROWSER") == "1":
+        pytest.fail(f"FEDSIM_BROWSER=1, and {reason}", pytrace=False)
+    pytest.skip(f"{reason}; FEDSIM_BROWSER=1 makes this a failure")
+
+
 @pytest.fixture(scope="module")
 def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="skipped: playwright is not installed")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    try:
+        from playwright import sync_api as sync
+    except ImportError:
+        unavailable("playwright is not installed: pip install playwright")
     if path is None:
-        pytest.skip("skipped: no chromium on this machine")
+        unavailable("no chromium, chromium-browser or google-chrome on the path")
     with sync.sync_playwright() as running:
         started = running.chromium.launch(executable_path=path, args=FLAGS)
         yield started
@@ -71,9 +82,7 @@ def many(tmp_path_factory):
         seeds=3,
         every=3,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "DRAWN", {})
-        write_study_report(folder)
+    write_study_report(folder)
     return folder
 
 
