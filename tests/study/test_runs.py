@@ -396,7 +396,7 @@ class TestFolders:
 
 
 def interrupting(patch: pytest.MonkeyPatch, module: Any, name: str, count: int | str) -> None:
-    """Raise KeyboardInterrupt in a function's place at its count-th call, or at the first for a file of that name."""
+    """Raise KeyboardInterrupt in a function's place at its count-th call, or at the first for a file so called."""
     real: Callable[..., Any] = getattr(module, name)
     calls = 0
 
