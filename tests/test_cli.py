@@ -424,6 +424,13 @@ class TestStudies:
         assert [method["label"] for method in found["design"]["methods"]] == ["Base", "Ours"]
         assert command(*shlex.split(found["command"])[2:]).code == 0  # as it says it is made again
 
+    def test_what_numbers_are_over_is_said(self, command: Command) -> None:
+        for words, unit in (((), "pairs"), (("--partitions", "2"), "seeds")):
+            done = self.compare(command, *self.TWO, *words, out=unit)
+            assert done.code == 0
+            assert f"small: mean (deviation) over {unit}" in done.out
+            assert f"1 {unit[:-1]} is too few for a claim" in done.out
+
     def test_by_default_there_are_five_seeds_and_a_folder_by_content(self, command: Command) -> None:
         words = ("compare", str(command.scenario), "--strategies", "fedavg,afl", "--set", "rounds=1")
         done = command(*words)

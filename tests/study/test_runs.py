@@ -259,6 +259,25 @@ class TestInterrupted:
         conductor.report(out)
         assert told(out) == before
 
+    def test_until_tuning_is_complete_no_final_run_counts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Runs that lie there may be others than those that tuning will ask for."""
+        path, out = scenario(tmp_path), tmp_path / "out"
+        conductor.compare(design(path, "fedavg", "scaffold", seeds=1), out)
+        tune = {"grid": {"client.lr": [0.1, 0.2]}, "own": {}, "rounds": 1}
+        made = design(path, "fedavg", "scaffold", seeds=1, tune=tune)
+        with monkeypatch.context() as patch:
+            interrupting(patch, conductor, "perform", 2)
+            with pytest.raises(KeyboardInterrupt):
+                conductor.compare(made, out, replaces=True)
+        found = study_of(out)
+        assert all((out / run["folder"] / "summary.json").is_file() for run in found["runs"])
+        assert [run["status"] for run in found["runs"]] == ["missing"] * 2
+        assert {entry["n"] for entry in found["results"]} == {0}
+        assert [trial["error"] for trial in found["tuning"]["trials"]] == [None] * 4
+        assert conductor.resume(out)["status"] == "finished"
+
 
 class TestFolders:
     def test_a_folder_of_something_else_is_refused_and_left_alone(self, tmp_path: Path) -> None:
