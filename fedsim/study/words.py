@@ -184,6 +184,12 @@ def _incomplete(study: Record) -> Iterator[str]:
                 f"{scenario['name']}: {', '.join(few)} have fewer than the {most} of others: their means are of "
                 "other pairs, so they are left out of ranks and Pareto front."
             )
+        lacking = [entry["method"] for entry in mine if entry["n"] < most]
+        if lacking and len(study["design"]["scenarios"]) > 1:
+            yield (
+                f"{scenario['name']}: is left out of the ranks over scenarios, which take all methods with all their "
+                f"pairs: not {', '.join(lacking)}."
+            )
 
 
 def _worse_than_nothing(study: Record) -> Iterator[str]:

@@ -537,6 +537,15 @@ def test_a_scenario_that_lacks_a_method_is_in_no_ranking(tmp_path: Path) -> None
     assert [each["methods"] for each in found["pareto"] if each["scenario"] == "b"] == [["fedavg"]] * 2
     (line,) = [line for line in found["warnings"] if "left out of ranks and Pareto front" in line]
     assert line.startswith("b: afl (1) have fewer than the 2 of others")
+    left_out = "b: is left out of the ranks over scenarios, which take all methods with all their pairs: not afl."
+    assert left_out in found["warnings"]
+    # The same of a method of which nothing is left.
+    for run in whole["runs"]:
+        if (run["scenario"], run["method"]) == ("b", "afl"):
+            rewrite(out / run["folder"] / "summary.json", status="failed", error="on purpose")
+    conductor.report(out)
+    assert left_out in study_of(out)["warnings"]
+    assert not any("left out of ranks and Pareto" in line for line in study_of(out)["warnings"])
 
 
 def test_settings_are_what_was_run_and_differs(plain: Path) -> None:
