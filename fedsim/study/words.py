@@ -187,8 +187,8 @@ def _incomplete(study: Record) -> Iterator[str]:
         lacking = [entry["method"] for entry in mine if entry["n"] < most]
         if lacking and len(study["design"]["scenarios"]) > 1:
             yield (
-                f"{scenario['name']}: is left out of the ranks over scenarios, which take all methods with all their "
-                f"pairs: not {', '.join(lacking)}."
+                f"{scenario['name']}: is left out of the ranks over scenarios, which take all methods with all "
+                f"their pairs: not {', '.join(lacking)}."
             )
 
 
