@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from clients.app import LocalApp
 from fedsim import files
@@ -38,12 +34,10 @@ from fedsim.study.folder import (
 )
 from fedsim.study.perform import Order, Outcome, Together, perform
 from fedsim.study.results import gathered
+from fedsim.study.screen import Standing, headline, progress, say, tables
 from fedsim.study_report import write_study_report
 
 Parallel = Literal["runs", "clients"]
-
-QUIET_S = 30.0
-"""Longest silence of a study whose output is no terminal."""
 
 log = logging.getLogger("fedsim")
 
@@ -72,7 +66,7 @@ def compare(
     """
     console = Console()
     _refuse_foreign(folder, None if replaces else design)
-    _say(console, _headline(design))
+    say(console, headline(design))
     _try_out(design)  # a mistake leaves no folder, and a study that is there as it is
     plan = tuning.plan(design)
     with RunLock(folder, folder / "lock"), log_file(folder / LOG):
@@ -85,7 +79,7 @@ def compare(
         runs: list[Run] = []
         try:
             if plan is not None:
-                _say(
+                say(
                     console, f"tuning: {plan.budget} trials of every method in every scenario, on validation shards"
                 )
                 trials = {run.id: _trial_name(trial, run) for trial in plan.trials for run in trial.runs}
@@ -100,24 +94,19 @@ def compare(
         finally:
             found = _leave(design, folder, runs or design.runs(chosen), plan, command, status)
             if found is not None:
-                _say(console, f"report: {folder / 'study.html'}")
+                say(console, f"report: {folder / 'study.html'}")
             if status == "interrupted":
-                _say(console, f"go on with: python run_sim.py resume {folder}")
-    for table in _tables(design, found or {}):
+                say(console, f"go on with: python run_sim.py resume {folder}")
+    for table in tables(design, found or {}):
         console.print(table)
     for choice in ((found or {}).get("tuning") or {}).get("chosen", ()):
         values = ", ".join(f"{key}={value}" for key, value in choice["values"].items())
-        _say(console, f"tuned: {choice['scenario']}, {choice['method']}: {values} (score {choice['score']:.4f})")
+        say(console, f"tuned: {choice['scenario']}, {choice['method']}: {values} (score {choice['score']:.4f})")
     for warning in (found or {}).get("warnings", ()):
-        _say(console, f"beware: {warning}")
+        say(console, f"beware: {warning}")
     for words in (found or {}).get("words", ()):
-        _say(console, words)
+        say(console, words)
     return found or {}
-
-
-def _say(console: Console, line: str) -> None:
-    """Print a line as it is: labels have brackets, which are no markup."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _leave(
@@ -204,22 +193,6 @@ def _try_out(design: Design) -> None:
         raise ScenarioError(design.name, problems)
 
 
-@dataclass
-class _Standing:
-    """How far the runs of a study are, in rounds."""
-
-    total: int
-    todo: Mapping[str, int]
-    reached: dict[str, int] = field(default_factory=dict)
-    finished: int = 0
-    failed: int = 0
-
-    @property
-    def rounds(self) -> int:
-        """Rounds that are done."""
-        return sum(self.reached.values())
-
-
 def _carry_out(
     console: Console,
     runs: Sequence[Run],
@@ -233,7 +206,7 @@ def _carry_out(
     left = [run for run in wanted.values() if not is_finished(folder / run.id)]
     if len(left) < len(wanted):
         told = " (trackers are not told of them)" if any("tracking" in r.resolved.table() for r in runs) else ""
-        _say(console, f"{len(wanted) - len(left)} of {len(wanted)} runs are finished already{told}")
+        say(console, f"{len(wanted) - len(left)} of {len(wanted)} runs are finished already{told}")
     if not left:
         return []
     named = names or {}
@@ -242,9 +215,9 @@ def _carry_out(
         for run in left
     ]
     of_order = dict(zip((order.folder for order in orders), left, strict=True))
-    standing = _Standing(len(left), {order.folder: of_order[order.folder].resolved.rounds for order in orders})
+    standing = Standing(len(left), {order.folder: of_order[order.folder].resolved.rounds for order in orders})
     failed: list[str] = []
-    with _pool(console, design, len(orders), parallel) as pool, _progress(console, standing) as show:
+    with _pool(console, design, len(orders), parallel) as pool, progress(console, standing) as show:
 
         def heard(said: Said[Order]) -> None:
             standing.reached[said.order.folder] = said.what
@@ -286,7 +259,7 @@ def _pool(console: Console, design: Design, num_runs: int, parallel: Parallel | 
         pool, closing = LocalPool(together.perform), together.close
     else:
         pool = RayPool(perform, settings, num_runs)
-        _say(console, f"{pool.num_workers} Ray workers, a run each")
+        say(console, f"{pool.num_workers} Ray workers, a run each")
         closing = pool.close
     try:
         yield pool
@@ -315,83 +288,6 @@ def _table(run: Run, design: Design) -> dict[str, Any]:
 def _reached(folder: Path) -> str:
     block = measures_of(summary_of(folder), "test_accuracy")
     return f"accuracy {block['mean']:.3f}, worst 10 % {block['worst_10']:.3f}" if block else "no test accuracy"
-
-
-def _headline(design: Design) -> str:
-    pairs, settings = len(design.pairs), design.settings
-    drawn = "" if settings.partitions is None else f" on {len({p.partition for p in design.pairs})} partitions"
-    count = len(design.bases) * len(design.methods) * pairs
-    return (
-        f"{design.name}: {', '.join(method.label for method in design.methods)} in "
-        f"{', '.join(base.name for base in design.bases)}, {pairs} pair{'s' * (pairs > 1)}{drawn}, {count} runs; "
-        f"baseline {settings.reference}"
-    )
-
-
-@contextmanager
-def _progress(console: Console, standing: _Standing) -> Iterator[Any]:
-    """Show one bar over all rounds of all runs on a terminal, and a line for each run everywhere."""
-    total = sum(standing.todo.values())
-    if not console.is_terminal:
-        spoken = [time.monotonic()]
-
-        def plain(line: str | None) -> None:
-            if line is not None or time.monotonic() - spoken[0] > QUIET_S:
-                spoken[0] = time.monotonic()
-                done = f"{standing.finished}/{standing.total} runs, {100 * standing.rounds / total:.0f} % of rounds"
-                _say(console, f"[{done}] {line or ''}".rstrip())
-
-        yield plain
-        return
-    columns = (
-        TextColumn("{task.fields[runs]}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task: TaskID = bar.add_task("", total=total, runs=f"0/{standing.total} runs")
-
-        def drawn(line: str | None) -> None:
-            failed = f", {standing.failed} failed" if standing.failed else ""
-            runs = f"{standing.finished}/{standing.total} runs{failed}"
-            bar.update(task, completed=standing.rounds, runs=runs)
-            if line is not None:
-                bar.console.print(line, highlight=False, markup=False)
-
-        yield drawn
-
-
-def _tables(design: Design, found: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield a table of each scenario: the tested measures, and what is significant."""
-    tested = design.settings.metrics
-    for base in design.bases:
-        table = Table(title=f"{base.name}: mean (deviation) over pairs", title_justify="left")
-        table.add_column("method", overflow="fold")
-        for metric in tested:
-            table.add_column(metric.replace("_", " "), justify="right")
-        for method in design.methods:
-            cells = [
-                _cell(entry)
-                for metric in tested
-                for entry in found.get("results", ())
-                if (entry["scenario"], entry["method"], entry["metric"]) == (base.name, method.label, metric)
-            ]
-            table.add_row(Text(method.label), *cells)
-        yield table
-
-
-def _cell(entry: Mapping[str, Any]) -> str:
-    if entry["mean"] is None:
-        return "-"
-    spread = "" if entry["std"] is None else f" ({entry['std']:.4f})"
-    difference = entry["difference"] or {}
-    mark = ""
-    if difference.get("significant"):
-        mark = " +" if difference.get("improves") else " -"
-    return f"{entry['mean']:.4f}{spread}{mark}"
 
 
 def raise_for(found: Mapping[str, Any], folder: Path) -> None:
@@ -439,7 +335,7 @@ def checked(design: Design) -> str:
     _try_out(design)
     plan = tuning.plan(design)
     trials = "" if plan is None else f"; before them {len(plan.runs)} runs of tuning, {plan.budget} trials a method"
-    return _headline(design) + trials
+    return headline(design) + trials
 
 
 def report(folder: Path) -> Path:

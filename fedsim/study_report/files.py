@@ -138,7 +138,7 @@ def _measures(scene: Scene) -> str:
 
 
 def _statistics(scene: Scene) -> str:
-    header = ["n", "Difference", "Interval", "dz", "r", "t", "p", "p, Holm", "W", "p", "p, Holm"]
+    header = ["n", "Difference", "Interval", "dz", "r", "t", "p (t)", "Holm (t)", "W", "p (W)", "Holm (W)"]
     rows = [
         [d.method, d.metric, d.pairs, d.difference, d.interval, d.effect_size, d.rank_biserial,
          d.t, d.t_p, d.t_p_holm, d.wilcoxon, d.wilcoxon_p, d.wilcoxon_p_holm]

@@ -78,7 +78,7 @@ TEMPLATE = (
 </header>
 <main>
 {% if status != "finished" %}
-<div class="note" role="note"><b>This study {{ "failed" if status == "failed" else "is not finished" }}.</b> {{ unfinished }}</div>
+<div class="note" role="note"><b>{{ "Some runs of this study failed" if status == "failed" else "This study is not finished" }}.</b> {{ unfinished }}</div>
 {% endif %}
 {% if description %}<p class="more">{{ description }}</p>{% endif %}
 {% if words %}

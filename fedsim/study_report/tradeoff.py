@@ -78,7 +78,8 @@ def _intervals(scene: Scene, methods: list[str], x: str, y: str) -> NDArray[np.f
             interval = scene.interval(method, metric)
             if interval is not None:
                 ends = np.tile(point, (2, 1))
-                ends[:, axis] = np.array(interval) * unit(metric).factor
+                # An interval of few pairs may reach beyond what an accuracy can be.
+                ends[:, axis] = np.clip(interval, 0.0, 1.0) * unit(metric).factor
                 found.append(ends)
     return np.array(found).reshape(-1, 2, 2)
 
