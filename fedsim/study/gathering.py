@@ -106,7 +106,10 @@ def _read(record: Record, where: Path) -> NDArray[np.float64] | None:
         "samples_sha256": samples,
         "commit": environment.get("commit"),
         "commits": sorted({str(session.get("commit")) for session in sessions}),
-        "versions": {name: sessions[-1].get(name) for name in ("python", *VERSIONS) if name != "commit"},
+        "versions": {
+            "python": environment.get("python"),
+            **{name: sessions[-1].get(name) for name in VERSIONS if name != "commit"},
+        },
         "notes": [note for note in summary.get("notes", ()) if note.startswith("Resumed")],
         "measures": measures_of(summary, "test_accuracy"),
         "loss": measures_of(summary, "test_loss"),
