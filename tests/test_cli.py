@@ -296,6 +296,8 @@ class TestCommands:
     def test_help(self, command: Command) -> None:
         for words in (("--help",), ("run", "--help")):
             assert command(*words).code == 0
+        text = " ".join(command("compare", "--help").out.split())
+        assert "adafed[scale=min; server.average=all]" in text  # brackets are no markup
 
 
 class TestStudies:
@@ -333,6 +335,7 @@ class TestStudies:
             (("--strategies", "fedavg,afl", "--seeds", "1,1"), "1 is there more than once"),
             (("--strategies", "fedavg,afl", "--partitions", "1.5"), "--partitions"),
             ((*TWO, "--parallel", "threads"), "parallel"),
+            ((*TWO, "--set", "seed=3"), "--set seed: a study has several seeds; name them with --seeds"),
             ((*TWO, "--set", "rounds=0"), "rounds: must be greater than 0, got 0"),
             ((*TWO, "--set", "study.alpha=2"), "study.alpha: must be less than 1"),
             ((*TWO, "--set", "study.alfa=0.1"), "study.alfa: unknown option"),
@@ -404,6 +407,29 @@ class TestStudies:
         assert done.code == 0
         assert "2 of 2 runs are finished already" in done.out
         assert json.loads((folder / "study.json").read_text()) == found
+
+    def test_another_study_takes_the_place_of_one_only_if_that_is_said(self, command: Command) -> None:
+        assert self.compare(command, *self.TWO).code == 0
+        kept = (command.folder / "study" / "study.json").read_text()
+        others = ("--strategies", "Base=fedavg,Ours=qfedavg[q=0.5]", "--seeds", "1", "--baseline", "Base")
+        done = self.compare(command, *others)
+        assert done.code == 2
+        assert "holds another study, whose results would be lost" in done.err
+        assert (command.folder / "study" / "study.json").read_text() == kept
+        done = self.compare(command, *others, "--replace")
+        assert (done.code, done.err) == (0, "")
+        assert "1 of 2 runs are finished already" in done.out
+        assert "beware: No method was tuned" in done.out
+        found = json.loads((command.folder / "study" / "study.json").read_text())
+        assert [method["label"] for method in found["design"]["methods"]] == ["Base", "Ours"]
+        assert command(*shlex.split(found["command"])[2:]).code == 0  # as it says it is made again
+
+    def test_what_numbers_are_over_is_said(self, command: Command) -> None:
+        for words, unit in (((), "pairs"), (("--partitions", "2"), "seeds")):
+            done = self.compare(command, *self.TWO, *words, out=unit)
+            assert done.code == 0
+            assert f"small: mean (deviation) over {unit}" in done.out
+            assert f"1 {unit[:-1]} is too few for a claim" in done.out
 
     def test_by_default_there_are_five_seeds_and_a_folder_by_content(self, command: Command) -> None:
         words = ("compare", str(command.scenario), "--strategies", "fedavg,afl", "--set", "rounds=1")

@@ -30,6 +30,7 @@ from fedsim.study.folder import (
     is_finished,
     measures_of,
     note_failure,
+    status_of,
     summary_of,
 )
 from fedsim.study.perform import Order, Outcome, Together, perform
@@ -65,12 +66,12 @@ def compare(
         KeyboardInterrupt: Passed on after the folder is written; the same command goes on.
     """
     console = Console()
-    _refuse_foreign(folder, None if replaces else design)
+    refuse_foreign(folder, None if replaces else design)
     say(console, headline(design))
     _try_out(design)  # a mistake leaves no folder, and a study that is there as it is
     plan = tuning.plan(design)
     with RunLock(folder, folder / "lock"), log_file(folder / LOG):
-        _refuse_other_data(design, folder)
+        _refuse_other_data(design, folder, plan)
         _call_interrupted(folder)
         design = replace(design, command=command)
         files.replace(folder / DESIGN, design.to_toml())
@@ -100,7 +101,7 @@ def compare(
     for table in tables(design, found or {}):
         console.print(table)
     for choice in ((found or {}).get("tuning") or {}).get("chosen", ()):
-        values = ", ".join(f"{key}={value}" for key, value in choice["values"].items())
+        values = ", ".join(f"{key}={value}" for key, value in choice["values"].items()) or "as it is"
         say(console, f"tuned: {choice['scenario']}, {choice['method']}: {values} (score {choice['score']:.4f})")
     for warning in (found or {}).get("warnings", ()):
         say(console, f"beware: {warning}")
@@ -126,8 +127,12 @@ def _leave(
     return found
 
 
-def _refuse_foreign(folder: Path, design: Design | None) -> None:
+def refuse_foreign(folder: Path, design: Design | None) -> None:
     """Refuse a folder that holds something else, or a study that this one does not go on with.
+
+    Args:
+        folder: The folder; there may be none.
+        design: The study; None lets it take the place of any.
 
     Raises:
         DataError: It does.
@@ -136,7 +141,10 @@ def _refuse_foreign(folder: Path, design: Design | None) -> None:
         return
     if not (folder / DESIGN).is_file():
         raise DataError(f"{folder}: is not empty and holds no study; name another folder with --out")
-    if design is not None and not design.extends(Design.read(folder)):
+    if design is None:
+        return
+    before = Design.read(folder)
+    if not design.extends(before) or not _trial_ids(before) <= _trial_ids(design):
         raise DataError(
             f"{folder}: holds another study, whose results would be lost: it has runs that this one has not, or "
             "is tuned otherwise. Name another folder with --out, or say --replace; without, methods, seeds and "
@@ -144,16 +152,25 @@ def _refuse_foreign(folder: Path, design: Design | None) -> None:
         )
 
 
-def _refuse_other_data(design: Design, folder: Path) -> None:
+def _trial_ids(design: Design) -> set[str]:
+    plan = tuning.plan(design)
+    return set() if plan is None else {run.id for run in plan.runs}
+
+
+def _refuse_other_data(design: Design, folder: Path, plan: tuning.Plan | None) -> None:
     """Refuse to go on where a run that is finished was made with other data than there are now.
+
+    Of each scenario one run is looked at, a trial where there are some: data that change, change for all.
 
     Raises:
         DataError: One was.
     """
-    first = {run.scenario: run for run in reversed(design.runs({}))}
-    for scenario, run in first.items():
-        done = folder / RUNS / run.id
-        if not is_finished(done):
+    trials = [(folder / TRIALS / run.id, run) for run in plan.runs] if plan is not None else []
+    runs = [*trials, *((folder / RUNS / run.id, run) for run in design.runs({}))]
+    for scenario in (base.name for base in design.bases):
+        here = ((done, run) for done, run in runs if run.scenario == scenario and is_finished(done))
+        done, run = next(here, (None, None))
+        if done is None or run is None:
             continue
         before, now = summary_of(done).get("data_sha256"), hashes_of(run.resolved, build_federation(run.resolved))
         if before != now["examples"]:
@@ -268,7 +285,7 @@ def _pool(console: Console, design: Design, num_runs: int, parallel: Parallel | 
 
 
 def _trial_name(trial: tuning.Trial, run: Run) -> str:
-    return f"{_name(run)}, {', '.join(f'{key}={value}' for key, value in trial.values.items())}"
+    return ", ".join([_name(run), *(f"{key}={value}" for key, value in trial.values.items())])
 
 
 def _name(run: Run) -> str:
@@ -352,7 +369,7 @@ def report(folder: Path) -> Path:
         else {}
     )
     runs = design.runs(chosen)
-    whole = all(summary_of(folder / RUNS / run.id).get("status") in ("finished", "failed") for run in runs)
+    whole = all(status_of(folder / RUNS / run.id) != "missing" for run in runs)
     with log_file(folder / LOG):
         _leave(design, folder, runs, plan, design.command, "finished" if whole else "interrupted")
     return folder / "study.html"

@@ -152,7 +152,8 @@ class Design:
         settings = _settings(given, str(path))
         if settings.scenarios:
             extra = sorted(set(table) - {"name", "description", "tier", "study"})
-            if extra and Path(path).stem not in settings.scenarios:
+            own = locate(path).resolve()
+            if extra and all(locate(beside(path, name)).resolve() != own for name in settings.scenarios):
                 where = "has no place in a study of other scenarios; write it in them, or in study.changes"
                 raise ScenarioError(str(path), [f"{key}: {where}" for key in extra])
             tables = [(name, layered(beside(path, name))) for name in settings.scenarios]

@@ -51,10 +51,18 @@ def note_failure(folder: Path, error: str) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Say whether a run is finished and whole, so that it need not be made again."""
+    return status_of(folder) == "finished"
+
+
+def status_of(folder: Path) -> str:
+    """Return how a run stands: "finished", "failed", "damaged" where it is to be made again, or "missing"."""
     try:
-        return summary_of(folder).get("status") == "finished" and damage_of(folder) is None
+        status = summary_of(folder).get("status")
     except DataError:
-        return False
+        return "damaged"
+    if status == "finished":
+        return "finished" if damage_of(folder) is None else "damaged"
+    return "failed" if status == "failed" else "missing"
 
 
 def damage_of(folder: Path) -> str | None:
@@ -91,14 +99,14 @@ def score_of(folder: Path, metric: str) -> tuple[float, str | None]:
 
     A run that has not come to its end has neither.
     """
-    summary = summary_of(folder)
-    if summary.get("status") == "failed":
-        return math.nan, str(summary.get("error"))
-    if summary.get("status") != "finished":
-        return math.nan, None
     try:
+        summary = summary_of(folder)
+        if summary.get("status") == "failed":
+            return math.nan, str(summary.get("error"))
+        if summary.get("status") != "finished":
+            return math.nan, None
         began, ended = losses_of(folder)
-    except (OSError, ValueError) as error:
+    except (DataError, OSError, ValueError) as error:
         return math.nan, f"its folder is damaged: {str(error).splitlines()[0]}"
     if ended > DIVERGED * began:
         return math.nan, f"it diverged: its mean loss went from {began:.3g} to {ended:.3g}"

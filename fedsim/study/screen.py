@@ -92,7 +92,8 @@ def tables(design: Design, found: Mapping[str, Any]) -> Iterator[Table]:
     """Yield a table of each scenario: the tested measures, and what is significant."""
     tested = design.settings.metrics
     for base in design.bases:
-        table = Table(title=f"{base.name}: mean (deviation) over pairs", title_justify="left")
+        unit = "pairs" if design.settings.partitions is None else "seeds"
+        table = Table(title=f"{base.name}: mean (deviation) over {unit}", title_justify="left")
         table.add_column("method", overflow="fold")
         for metric in tested:
             table.add_column(metric.replace("_", " "), justify="right")

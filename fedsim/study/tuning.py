@@ -15,7 +15,7 @@ from fedsim import seeds
 from fedsim.errors import ScenarioError
 from fedsim.scenario import Scenario
 from fedsim.study.design import Base, Design, Pair, Run, assignments, number_at, value_at
-from fedsim.study.folder import score_of, summary_of
+from fedsim.study.folder import score_of, status_of
 from fedsim.study.settings import Method, TuneSettings
 
 Values = Mapping[str, Any]
@@ -151,7 +151,7 @@ def chosen(plan_: Plan, folder: Path) -> list[dict[str, Any]]:
 
 def is_complete(plan_: Plan, folder: Path) -> bool:
     """Say whether every trial has ended, well or not: before that, the best so far is no choice."""
-    return all(summary_of(folder / run.id).get("status") in ("finished", "failed") for run in plan_.runs)
+    return all(status_of(folder / run.id) in ("finished", "failed") for run in plan_.runs)
 
 
 def chosen_values(plan_: Plan, folder: Path) -> dict[tuple[str, str], Values]:
@@ -177,7 +177,8 @@ def _points(
     size = math.prod(map(len, axes.values()))
     if size == budget:
         return _product(axes)
-    plain = {key: value_at(scenario, key) for key in axes}
+    # An option that is off by default has no value that could be written.
+    plain = {key: value for key in axes if (value := value_at(scenario, key)) is not None}
     common = {key: values for key, values in axes.items() if key in shared}
     own = {key: values for key, values in axes.items() if key not in shared}
     # Places rather than values decide the order: factors of other defaults are the same places.
@@ -187,7 +188,7 @@ def _points(
     for turn in range(size):
         place, round_ = turn % len(along), turn // len(along)
         point = {**along[place], **across[(place + round_) % len(across)]}
-        if len(drawn) < budget and not all(_same(plain[key], value) for key, value in point.items()):
+        if len(drawn) < budget and not all(_same(plain.get(key), value) for key, value in point.items()):
             drawn.append({key: point[key] for key in axes})
     return drawn
 
@@ -265,7 +266,7 @@ def _edges(trial: Trial) -> list[str]:
     found = []
     for key, values in trial.axes.items():
         numbers = [value for value in values if isinstance(value, int | float)]
-        chosen = trial.values[key]
+        chosen = trial.values.get(key)
         if len(numbers) > 2 and isinstance(chosen, int | float) and not min(numbers) < chosen < max(numbers):
             found.append(key)
     return found

@@ -17,6 +17,7 @@ from rich.console import Console
 from fedsim import plugins
 from fedsim.environment import versions
 from fedsim.errors import ScenarioError
+from fedsim.lock import RunLock
 from fedsim.scenario import layered
 from fedsim.sentences import sentences
 from fedsim.study import command, conductor, tuning
@@ -94,7 +95,10 @@ def verify(
     if named and design.digest() != _design(path, changes, {**asked, "changes": []}, labels).digest():
         _refuse(path, "study.changes", study["changes"])
     folder = out or _new_folder(design)
-    _forget_outdated(folder)
+    conductor.refuse_foreign(folder, design)
+    if folder.is_dir():
+        with RunLock(folder, folder / "lock"):
+            _forget_outdated(folder)
     line = command.line(str(path), asked, changes, out, verb="verify")
     found = conductor.compare(design, folder, line, parallel)
     conductor.raise_for(found, folder)

@@ -9,7 +9,7 @@ import pytest
 
 from fedsim.errors import DataError, ScenarioError
 from fedsim.study.design import Design
-from fedsim.study.settings import parse_method
+from fedsim.study.settings import parse_method, split_methods
 from tests.study.studies import design, problems, scenario
 
 TWO = ("fedavg", "qfedavg[q=0.5]")
@@ -166,6 +166,27 @@ class TestMethods:
         assert design(path, "afl", "fedavg", baseline="afl").settings.reference == "afl"
         assert 'did you mean "afl"' in problems(path, "afl", "fedavg", baseline="afll")[0]
 
+    def test_a_label_before_the_strategy(self, tmp_path: Path) -> None:
+        made = design(scenario(tmp_path), "fedavg", "Ours=qfedavg[q=0.5; client.lr=0.2]", "Plain = afl")
+        assert [(m.label, m.strategy, m.changes) for m in made.methods] == [
+            ("fedavg", "fedavg", ()),
+            ("Ours", "qfedavg", ("strategy.q=0.5", "client.lr=0.2")),
+            ("Plain", "afl", ()),
+        ]
+        same = {"strategy": "qfedavg", "label": "Ours", "changes": ["strategy.q=0.5", "client.lr=0.2"]}
+        other = design(scenario(tmp_path), "fedavg", same, "Plain=afl")
+        assert digests(made) == digests(other)
+
+    def test_a_label_with_a_comma_is_refused(self, tmp_path: Path) -> None:
+        """In a list on the command line it would be two; in brackets a comma is part of a value."""
+        (said,) = problems(scenario(tmp_path), "fedavg", {"strategy": "afl", "label": "ours, new"})
+        assert 'must have no comma, they stand between labels in lists, got "ours, new"' in said
+        assert split_methods("fedavg,Ours=fedavg[client.lr=0.2],x[a=[1,2]]") == [
+            "fedavg",
+            "Ours=fedavg[client.lr=0.2]",
+            "x[a=[1,2]]",
+        ]
+
     @pytest.mark.parametrize("text", ["adafed[scale=min", "adafed[scale]", "[q=1]", ""])
     def test_a_text_that_is_no_method(self, text: str) -> None:
         with pytest.raises(ValueError, match="must be"):
@@ -202,6 +223,26 @@ class TestScenarios:
         (tmp_path / "claims.toml").write_text('tier = "paper"\n[study]\nscenarios = ["b.toml"]\n')
         assert 'is "paper", that of its scenarios "smoke"' in problems(tmp_path / "claims.toml", *TWO)[0]
 
+    def test_a_papers_scenario_with_other_settings_is_no_papers(self, tmp_path: Path) -> None:
+        path = scenario(tmp_path, tier="paper", description="As published.")
+        plain = design(path, *TWO)
+        assert (plain.tier, plain.description) == ("paper", "As published.")
+        for change in ("engine.workers=2", "description=As published.", "rounds=2"):  # the same runs
+            kept = design(path, *TWO, changes=[change])
+            assert (kept.tier, kept.description) == ("paper", "As published.")
+        of_study = {"changes": ["rounds=1", "engine.workers=2"]}
+        for made in (
+            design(path, *TWO, changes=["rounds=1", "engine.workers=2"]),
+            design(scenario(tmp_path, "own", tier="paper", description="As published.", study=of_study), *TWO),
+        ):
+            assert made.tier == ""
+            assert made.description == "As published. Changed: rounds=1, engine.workers=2."
+        (tmp_path / "s.toml").write_text(f'tier = "paper"\n[study]\nscenarios = ["{path.name}"]\n')
+        assert design(tmp_path / "s.toml", *TWO).tier == "paper"
+        assert design(tmp_path / "s.toml", *TWO, changes=["client.lr=0.2"]).tier == ""
+        smoke = design(scenario(tmp_path, "smoke", tier="smoke"), *TWO, changes=["rounds=1"])
+        assert (smoke.tier, smoke.description) == ("smoke", "")
+
     def test_two_of_one_name(self, tmp_path: Path) -> None:
         scenario(tmp_path, "a", name="same")
         scenario(tmp_path, "b", name="same")
@@ -216,6 +257,44 @@ class TestScenarios:
         rest, tables = (text, "") if not text.startswith("[") else ("", text)
         (tmp_path / "s.toml").write_text(f'{rest}[study]\nscenarios = ["a.toml"]\n{tables}')
         assert "has no place in a study of other scenarios" in problems(tmp_path / "s.toml", *TWO)[0]
+
+    def test_a_scenario_whose_study_names_itself_may_have_keys_of_its_own(self, tmp_path: Path) -> None:
+        scenario(tmp_path, "b", rounds=3)
+        study = {"scenarios": ["a.toml", "b.toml"], "methods": list(TWO), "seeds": 1}
+        made = design(scenario(tmp_path, "a", study=study))
+        assert [(run.scenario, run.resolved.rounds) for run in made.runs({})] == [("a", 2)] * 2 + [("b", 3)] * 2
+        # One of the same name elsewhere is not itself.
+        (tmp_path / "sub").mkdir()
+        study["scenarios"] = ["sub/a.toml", "b.toml"]
+        scenario(tmp_path / "sub", "a")
+        said = problems(scenario(tmp_path, "a", study=study))
+        assert any("client: has no place in a study of other scenarios" in line for line in said)
+
+    @pytest.mark.parametrize(
+        ("key", "values"),
+        [("workers", (1, 2)), ("threads_per_worker", (1, 2)), ("backend", ("local", "ray"))],
+    )
+    def test_scenarios_share_their_workers(self, tmp_path: Path, key: str, values: tuple[Any, Any]) -> None:
+        for name, value in zip("ab", values, strict=True):
+            scenario(tmp_path, name, engine={"backend": "ray", key: value})
+        path = tmp_path / "both.toml"
+        path.write_text('[study]\nscenarios = ["a.toml", "b.toml"]\n')
+        (said,) = problems(path, *TWO)
+        assert said.startswith(f"engine.{key}: must be the same in all scenarios of a study")
+        assert f"{values[0]} in a, {values[1]} in b" in said
+        assert len(design(path, *TWO, changes=[f"engine.{key}={values[0]}"], seeds=1).runs({})) == 4
+
+    def test_engines_may_differ_in_what_workers_do_not_share(self, tmp_path: Path) -> None:
+        for name, value in (("a", 1), ("b", 2)):
+            scenario(tmp_path, name, engine={"backend": "ray", "checkpoint_every": value})
+        (tmp_path / "both.toml").write_text('[study]\nscenarios = ["a.toml", "b.toml"]\n')
+        assert design(tmp_path / "both.toml", *TWO).bases
+
+    def test_a_seed_for_all_is_refused(self, tmp_path: Path) -> None:
+        """Every run has its pair's, whatever is set."""
+        for change in ("seed=3", " seed = 3"):
+            (said,) = problems(scenario(tmp_path), *TWO, changes=[change])
+            assert "a study has several seeds; name them with --seeds 3,4,5" in said
 
     def test_a_file_with_neither_data_nor_scenarios(self, tmp_path: Path) -> None:
         (tmp_path / "s.toml").write_text('[study]\nmethods = ["fedavg", "afl"]\n')

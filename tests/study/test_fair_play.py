@@ -12,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedsim.errors import DataError
 from fedsim.study import conductor
 from fedsim.study.fair_play import unlike
 from tests.study.conftest import PARTITIONS, SEEDS
-from tests.study.studies import copied, design, entry, rewrite, scenario, study_of
+from tests.study.studies import Counted, copied, design, entry, rewrite, scenario, study_of, told
 
 OURS = "qfedavg[q=0.5]"
 
@@ -111,13 +110,13 @@ class TestTampered:
         rewrite(folder / victim["folder"] / "summary.json", data_sha256="0" * 64)
         conductor.report(folder)
         found = study_of(folder)
-        assert entry(found, OURS, "mean")["difference"]["n"] == len(PARTITIONS) * len(SEEDS) - 1
+        assert entry(found, OURS, "mean")["difference"]["n"] == len(SEEDS) - 1
 
     def test_a_study_with_such_a_run_does_not_end_well(self, finished: Path, tmp_path: Path) -> None:
         folder = copied(finished, tmp_path / "study")
         rewrite(folder / self.victim(folder, OURS)["folder"] / "summary.json", data_sha256="0" * 64)
         made = design(scenario(tmp_path), "fedavg", OURS, seeds=SEEDS, partitions=PARTITIONS)
-        found = conductor.compare(made, folder)
+        found = conductor.compare(made, folder, replaces=True)
         assert found["status"] == "failed"
         with pytest.raises(conductor.RoundError, match=r"1 of 12 runs failed\n  small, qfedavg.*another data"):
             conductor.raise_for(found, folder)
@@ -140,8 +139,8 @@ class TestTampered:
         values = entry(before, OURS, "mean")["values"]
         values[place] = None
         assert entry(found, OURS, "mean")["values"] == values
-        assert entry(found, OURS, "mean")["difference"]["n"] == len(values) - 1
-        assert entry(found, "twin", "mean")["difference"]["n"] == len(values)
+        assert entry(found, OURS, "mean")["difference"]["n"] == len(SEEDS) - 1
+        assert entry(found, "twin", "mean")["difference"]["n"] == len(SEEDS)
         assert any("1 of 24 runs are not compared: small, qfedavg[q=0.5], seed 1." in w for w in found["warnings"])
         assert victim["folder"] == bad[0]["folder"]
 
@@ -157,16 +156,29 @@ class TestTampered:
         ("summary.json", -9),
     ],
 )
-def test_a_run_that_cannot_be_read_is_named(finished: Path, tmp_path: Path, name: str, keep: int | None) -> None:
+def test_a_run_that_cannot_be_read_is_named_and_made_again(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, keep: int | None
+) -> None:
     """A file is missing, or ends early."""
     folder = copied(finished, tmp_path / "study")
-    path = folder / TestTampered.victim(folder, OURS)["folder"] / name
+    whole = told(folder)
+    victim = TestTampered.victim(folder, OURS)
+    path = folder / victim["folder"] / name
     if keep is None:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match=rf"{path.parent}.*: cannot be read: .*; remove the folder, and the run"):
-        conductor.report(folder)
+    conductor.report(folder)
+    bad = TestTampered.victim(folder, OURS)
+    assert bad["status"] == "failed"
+    assert bad["error"].startswith("its folder is damaged (")
+    assert bad["error"].endswith("); the next `compare` makes it again")
+    assert entry(study_of(folder), OURS, "mean")["n"] == len(SEEDS) - 1
+    assert study_of(folder)["status"] == "failed"
+    made = Counted(monkeypatch).during(lambda: conductor.resume(folder))
+    assert sorted(set(made) - {name for name in made if ", wild, " in name}) == [f"small, {OURS}, p5-s1"]
+    assert told(folder)["runs"] == whole["runs"]
+    assert told(folder)["results"] == whole["results"]
 
 
 def test_devices_that_are_away_may_answer_differently(tmp_path: Path) -> None:

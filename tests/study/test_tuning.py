@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -39,8 +41,10 @@ def of(plan: Plan, method: str) -> list[Trial]:
     return [trial for trial in plan.trials if trial.method == method]
 
 
-def pretend(plan: Plan, folder: Path, score: Any, metric: str = "mean") -> None:
-    """Write what trials would leave: a measure, or an error where the score is none."""
+def pretend(
+    plan: Plan, folder: Path, score: Any, metric: str = "mean", losses: Any = lambda _trial, _seed: (2.0, 1.0)
+) -> None:
+    """Write what trials would leave: a measure and the first and last loss, or an error where the score is none."""
     for trial in plan.trials:
         for run in trial.runs:
             (folder / run.id).mkdir(parents=True, exist_ok=True)
@@ -51,6 +55,11 @@ def pretend(plan: Plan, folder: Path, score: Any, metric: str = "mean") -> None:
                 else {"status": "finished", "fairness": {"test_accuracy": {metric: value}}}
             )
             (folder / run.id / "summary.json").write_text(json.dumps(summary))
+            (folder / run.id / "manifest.json").write_text("{}")
+            (folder / run.id / "environment.json").write_text("{}")
+            began, ended = losses(trial, run.pair.seed)
+            rows = {"round": [0, 0, 1, 2, 2], "test_loss": [began - 1, began + 1, math.nan, ended / 2, ended * 1.5]}
+            pd.DataFrame(rows).to_parquet(folder / run.id / "clients.parquet")
 
 
 class TestPlan:
@@ -81,6 +90,55 @@ class TestPlan:
         assert plain.runs
         default = {"client.lr": 0.1, "server.lr": 1.0, "strategy.scale": "norm", "strategy.per_step": True}
         assert [t for t in of(plan, "adafed") if t.values == default]
+
+    @pytest.mark.parametrize("budget", [1, 2, 3])
+    def test_what_a_method_would_do_untuned_is_tried_first_also_where_it_is_no_point(
+        self, tmp_path: Path, budget: int
+    ) -> None:
+        grid = {"client.lr": [0.01, 0.3], "server.lr": [0.5, 2.0]}
+        plan = planned(tmp_path, "fedavg", "afl", budget=budget, grid=grid, own={"afl": {}})
+        for method in ("fedavg", "afl"):
+            first, *others = [t.values for t in of(plan, method)]
+            assert first == {"client.lr": 0.1, "server.lr": 1.0}
+            assert of(plan, method)[0].runs[0].resolved.client.lr == 0.1
+            assert all(v["client.lr"] in grid["client.lr"] and v["server.lr"] in grid["server.lr"] for v in others)
+            assert len(others) == budget - 1
+
+    def test_an_option_that_is_off_untuned_is_off_in_the_first_trial(self, tmp_path: Path) -> None:
+        plan = planned(tmp_path, budget=3, grid={"client.clip_norm": [1.0, 5.0, 10.0, 20.0]}, own={"qfedavg": {}})
+        for method in ("fedavg", OURS):
+            first, *others = of(plan, method)
+            assert first.values == {}
+            assert first.runs[0].resolved.client.clip_norm is None
+            assert {t.runs[0].resolved.client.clip_norm for t in others} <= {1.0, 5.0, 10.0, 20.0}
+            assert len({t.values["client.clip_norm"] for t in others}) == 2
+        pretend(plan, tmp_path, lambda t, _seed: 0.9 if not t.values else 0.5)
+        assert [(c["values"], c["at_edge"]) for c in tuning.chosen(plan, tmp_path)] == [({}, [])] * 2
+
+    def test_a_budget_of_the_whole_grid_tries_just_that(self, tmp_path: Path) -> None:
+        grid = {"client.lr": [0.01, 0.3], "server.lr": [0.5, 2.0]}
+        plan = planned(tmp_path, budget=4, grid=grid, own={"qfedavg": {}})
+        for method in ("fedavg", OURS):
+            points = [tuple(t.values.values()) for t in of(plan, method)]
+            assert sorted(points) == sorted(itertools.product(*grid.values()))
+
+    @pytest.mark.parametrize("budget", [3, 5, 8])
+    def test_keys_that_methods_share_are_drawn_in_one_order_for_all(self, tmp_path: Path, budget: int) -> None:
+        """None is luckier with them than another; what is a method's own comes on top."""
+        own = {"afl": {}, "adafed": {"strategy.gamma": [0.5, 1.0, 2.0]}}
+        plan = planned(tmp_path, "fedavg", "afl", "adafed", budget=budget, own=own)
+        drawn = {
+            method: [(t.values["client.lr"], t.values["server.lr"]) for t in of(plan, method)]
+            for method in ("fedavg", "afl", "adafed")
+        }
+        assert drawn["fedavg"] == drawn["afl"]
+        # One with options of its own takes the shared point it has untuned, too, with another option.
+        (plain, *others) = drawn["fedavg"]
+        theirs = [point for point in drawn["adafed"][1:] if point != plain]
+        shared = min(len(theirs), len(others))
+        assert shared >= budget - 2
+        assert theirs[:shared] == others[:shared]
+        assert len({t.values["strategy.gamma"] for t in of(plan, "adafed")}) > 1
 
     def test_other_draws_for_other_methods_and_the_same_whenever_asked(self, tmp_path: Path) -> None:
         one, again = (planned(tmp_path, "fedavg", OURS, "adafed", budget=5) for _ in range(2))
@@ -228,7 +286,7 @@ class TestChoice:
         pretend(plan, tmp_path, lambda t, _seed: None if t.method == OURS else 0.3)
         with pytest.raises(ScenarioError, match=r"qfedavg\[q=0.5\]: every trial of its tuning failed") as caught:
             tuning.chosen(plan, tmp_path)
-        assert "fedavg:" not in "\n".join(caught.value.problems).replace("qfedavg", "")
+        assert "small, fedavg:" not in "\n".join(caught.value.problems)
 
     def test_values_at_the_edge_are_flagged(self, tmp_path: Path) -> None:
         plan = planned(
@@ -241,6 +299,61 @@ class TestChoice:
         for best, edge in ((0.05, ["client.lr"]), (0.1, []), (0.2, ["client.lr"])):
             pretend(plan, tmp_path, lambda t, _seed, best=best: float(t.values["client.lr"] == best))
             assert [choice["at_edge"] for choice in tuning.chosen(plan, tmp_path)] == [edge, edge]
+
+    def test_the_edge_is_that_of_the_whole_grid_not_of_what_was_tried(self, tmp_path: Path) -> None:
+        grid = {"client.lr": [0.001, 0.01, 0.05, 0.5, 1.0]}
+        plan = planned(tmp_path, budget=3, grid=grid, own={"qfedavg": {}})
+        for best in grid["client.lr"]:  # as if all draws had been this one
+            drawn = replace(plan, trials=tuple(replace(t, values={"client.lr": best}) for t in plan.trials))
+            pretend(drawn, tmp_path, lambda _trial, _seed: 0.5)
+            edges = [choice["at_edge"] for choice in tuning.chosen(drawn, tmp_path)]
+            assert edges == [["client.lr"] if best in (0.001, 1.0) else []] * 2
+        # What it does untuned is no point of this grid, and lies beyond it.
+        plan = planned(tmp_path, budget=2, grid={"client.lr": [0.2, 0.3, 0.4]}, own={"qfedavg": {}})
+        pretend(plan, tmp_path, lambda t, _seed: float(t.values["client.lr"] == 0.1))
+        assert [choice["at_edge"] for choice in tuning.chosen(plan, tmp_path)] == [["client.lr"]] * 2
+
+    @pytest.mark.parametrize(("ended", "counts"), [(20.0, True), (20.1, False), (math.inf, False)])
+    def test_a_trial_that_diverged_is_not_chosen_however_high_its_score(
+        self, tmp_path: Path, ended: float, counts: bool
+    ) -> None:
+        """Ten times the untrained model's loss, which is 2: models that are sure of what is wrong."""
+        plan = planned(tmp_path, **LR)
+        pretend(
+            plan,
+            tmp_path,
+            lambda t, _seed: t.values["client.lr"],
+            losses=lambda t, _seed: (2.0, ended if t.values["client.lr"] == 0.2 else 1.0),
+        )
+        best = 0.2 if counts else 0.1
+        assert [choice["values"]["client.lr"] for choice in tuning.chosen(plan, tmp_path)] == [best] * 2
+        score, error = tuning.outcome(plan, of(plan, "fedavg")[2], tmp_path)
+        assert (error is None, math.isnan(score)) == (counts, not counts)
+        if not counts:
+            assert str(error).startswith("it diverged: its mean loss went from 2 to ")
+        assert tuning.is_complete(plan, tmp_path)
+
+    def test_a_trial_that_has_not_ended_has_neither_score_nor_error(self, tmp_path: Path) -> None:
+        plan = planned(tmp_path, **LR)
+        pretend(plan, tmp_path, lambda t, _seed: t.values["client.lr"])
+        trial = of(plan, "fedavg")[2]
+        for content in (None, {"status": "interrupted", "fairness": {"test_accuracy": {"mean": 0.9}}}):
+            summary = tmp_path / trial.runs[0].id / "summary.json"
+            summary.unlink() if content is None else summary.write_text(json.dumps(content))
+            score, error = tuning.outcome(plan, trial, tmp_path)
+            assert (math.isnan(score), error) == (True, None)
+            assert not tuning.is_complete(plan, tmp_path)
+
+    @pytest.mark.parametrize("name", ["clients.parquet", "summary.json"])
+    def test_a_trial_whose_folder_is_damaged_has_no_score_and_is_not_over(self, tmp_path: Path, name: str) -> None:
+        plan = planned(tmp_path, **LR)
+        pretend(plan, tmp_path, lambda t, _seed: t.values["client.lr"])
+        trial = of(plan, "fedavg")[2]
+        (tmp_path / trial.runs[0].id / name).write_bytes(b"PAR1")
+        score, error = tuning.outcome(plan, trial, tmp_path)
+        assert math.isnan(score)
+        assert str(error).startswith("its folder is damaged")
+        assert not tuning.is_complete(plan, tmp_path)
 
 
 class TestCarriedOut:
@@ -294,7 +407,7 @@ class TestCarriedOut:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         counted = Counted(monkeypatch)
-        tune = {"grid": {"client.lr": [0.001, 0.1, 3e38]}, "own": {}, "rounds": 1}
+        tune = {"grid": {"client.lr": [0.001, 0.1, 3e38]}, "own": {"afl": {}}, "rounds": 1}
         made = design(scenario(tmp_path), "fedavg", "afl", seeds=2, tune=tune)
         found = conductor.compare(made, tmp_path / "out")
         assert found["status"] == "finished"  # a trial that diverged is no failure of the study
@@ -316,10 +429,11 @@ class TestCarriedOut:
             assert ran == {run.digest for run in with_it.runs({}) if run.method == "x"}
         assert any("2 of 6 trials of the tuning failed and were not chosen" in line for line in found["warnings"])
         assert not any("No method was tuned" in line for line in found["warnings"])
-        assert counted.during(lambda: conductor.compare(made, tmp_path / "out")) == [
-            "small, fedavg, s0",
-            "small, afl, s0",
-        ]
+        assert sorted(counted.during(lambda: conductor.compare(made, tmp_path / "out"))) == sorted(
+            f"small, {trial['method']}, s0, client.lr={trial['values']['client.lr']}"
+            for trial in about["trials"]
+            if trial["error"] is not None
+        )  # failed trials are tried again
 
     def test_where_all_trials_fail_the_study_ends_and_says_why(self, tmp_path: Path) -> None:
         made = design(

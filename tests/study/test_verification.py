@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fedsim.errors import ScenarioError
+from fedsim.errors import DataError, ScenarioError
 from fedsim.study import conductor
 from fedsim.study.settings import Expectation
 from fedsim.study.verification import held_against, verify
-from tests.study.studies import design, entry, scenario, study_of
+from tests.study.studies import Counted, design, entry, rewrite, scenario, study_of
 
 SOURCE = "a paper, Table 1"
 
@@ -57,6 +57,78 @@ def test_a_run_that_failed_is_no_value(tmp_path: Path) -> None:
         verify(expecting(tmp_path, {"fedavg[client.lr=3e38]": {"mean": (0.5, 0.5)}}), out=tmp_path / "out")
 
 
+class TestAnew:
+    """What is to be verified is the present, not what was once found."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.5)}})
+
+    def test_without_a_folder_everything_is_run_every_time(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        counted = Counted(monkeypatch)
+        for _ in range(2):
+            assert counted.during(lambda: verify(path)) == ["known, fedavg, s0", "known, fedavg, s1"]
+        folders = sorted((tmp_path / "runs").iterdir())
+        assert len(folders) == 2
+        assert all(folder.name.startswith("verify-known-") for folder in folders)
+        assert {study_of(folder)["status"] for folder in folders} == {"finished"}
+
+    @pytest.mark.parametrize("name", ["commit", "torch", "numpy", "scipy", "flwr"])
+    def test_a_run_that_other_code_made_counts_for_nothing(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        counted, out = Counted(monkeypatch), tmp_path / "out"
+        verify(path, out=out)
+        assert counted.during(lambda: verify(path, out=out)) == []
+        environment = next((out / "runs").glob("*-s1-*")) / "environment.json"
+        (session,) = json.loads(environment.read_text())["sessions"]
+        # Also where only a part of it was: the first session of two.
+        rewrite(environment, sessions=[{**session, name: "of old"}, session])
+        assert counted.during(lambda: verify(path, out=out)) == ["known, fedavg, s1"]
+        assert len(json.loads(environment.read_text())["sessions"]) == 1
+
+    def test_trials_of_other_code_are_made_again_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tune = {"grid": {"client.lr": [0.05, 0.1]}, "own": {}, "rounds": 1}
+        path = expecting(tmp_path, {"fedavg": {"mean": (0.5, 0.5)}}, study={"seeds": 1, "tune": tune})
+        counted, out = Counted(monkeypatch), tmp_path / "out"
+        verify(path, out=out)
+        environment = next((out / "tuning").iterdir()) / "environment.json"
+        (session,) = json.loads(environment.read_text())["sessions"]
+        rewrite(environment, sessions=[{**session, "torch": "of old"}])
+        assert len(counted.during(lambda: verify(path, out=out))) == 1
+
+    def test_the_runs_of_another_study_are_left_alone(self, path: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        conductor.compare(design(scenario(tmp_path), "fedavg", "afl", seeds=2), out)
+        for environment in (out / "runs").glob("*/environment.json"):
+            (session,) = json.loads(environment.read_text())["sessions"]
+            rewrite(environment, sessions=[{**session, "commit": "of old"}])
+        before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+        with pytest.raises(DataError, match="holds another study"):
+            verify(path, out=out)
+        assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+
+
+def test_a_line_says_what_was_found_and_expected_and_where_that_is_from(
+    tmp_path: Path, known: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    mean, std = known["mean"], known["std"]
+    path = expecting(tmp_path, {"fedavg": {"mean": (mean, 0.01), "std": (std + 1, 0.5)}})
+    assert not verify(path, out=tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    (within,) = [line for line in lines if line.startswith("within")]
+    (outside,) = [line for line in lines if line.startswith("OUTSIDE")]
+    assert "known, fedavg, mean " in within
+    assert f"  {mean:.4f} (deviation " in within
+    assert within.endswith(f"over 2), expected {mean - 0.01:.4f} to {mean + 0.01:.4f} [1]")
+    assert "known, fedavg, standard deviation" in outside
+    assert outside.endswith(f"expected {std + 0.5:.4f} to {std + 1.5:.4f} [1]")
+    assert f"[1] {SOURCE}" in lines
+
+
 class TestRefused:
     def test_nothing_expected(self, tmp_path: Path) -> None:
         with pytest.raises(ScenarioError, match="expect: there is none"):
@@ -76,7 +148,9 @@ class TestRefused:
     def test_a_method_that_is_none_of_the_studys(self, tmp_path: Path) -> None:
         study = {"methods": ["fedavg", "afl"], "seeds": 1}
         path = expecting(tmp_path, {"fedav": {"mean": (0.5, 0.5)}}, study=study)
-        with pytest.raises(ScenarioError, match='expect: no method is called "fedav"; did you mean "fedavg"'):
+        with pytest.raises(
+            ScenarioError, match=r'expect\.fedav: the study has no such method; did you mean "fedavg"'
+        ):
             verify(path)
 
     def test_a_method_that_is_none(self, tmp_path: Path) -> None:
