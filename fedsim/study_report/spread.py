@@ -148,7 +148,7 @@ def heat(scene: Scene) -> Map:
         rows = table[table["partition"] == first]
         methods = [m for m in methods if m in set(rows["method"])]
         reference = reference if reference in methods else methods[0]
-        more = f"; the other {len(crossed) - 1} partitions have other clients" if len(crossed) > 1 else ""
+        more = "; in other partitions client k is another client" if len(crossed) > 1 else ""
         return _by_client(rows, methods, reference, f"partition {first}, mean over its seeds{more}")
     return _by_place(table, methods, reference)
 

@@ -32,7 +32,7 @@ pre { overflow-wrap: anywhere; }
   body { padding: 1.2rem 1rem 3rem; }
   .drawing { overflow-x: auto; }
   .drawing svg { min-width: 48rem; }
-  .pairs th { width: 8rem; }
+  .pairs th { width: 8rem; white-space: normal; overflow-wrap: anywhere; }
 }
 """
 

@@ -22,6 +22,12 @@ def all_formats(drawn_as_svg, monkeypatch):
     return drawn_as_svg
 
 
+@pytest.fixture
+def words_only(monkeypatch):
+    """Figures are made, but not laid out and written: for what a page says."""
+    monkeypatch.setattr(files, "save_figure", lambda _folder, name, _drawing, _label: f'<svg id="{name}"></svg>')
+
+
 @pytest.fixture(scope="package")
 def rich(tmp_path_factory, drawn_as_svg):
     """The folder of a study that has everything, reported on."""

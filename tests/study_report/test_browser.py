@@ -106,6 +106,7 @@ def test_the_page_stands_alone_and_fits(browser, folder, size):
     page = opened(browser, folder, size)
     assert page.said == []
     assert [url for url in page.asked if not url.startswith("data:")] == [(folder / "study.html").as_uri()]
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     figures = page.locator("figure")
     assert figures.count() >= 5

@@ -96,7 +96,7 @@ def test_marks_are_those_of_the_test(rich):
     assert section.count('title="significantly worse"') == worse
 
 
-def test_a_worse_method_is_marked_as_worse(tmp_path):
+def test_a_worse_method_is_marked_as_worse(tmp_path, words_only):
     folder = make_study(tmp_path / "s", methods=("fedavg", "bad"), gaps={"fedavg": 0.15, "bad": -0.2}, seeds=6)
     page = page_of(folder)
     scene = scene_of(folder)
@@ -384,7 +384,7 @@ def test_settings_of_every_method_are_shown_and_written(rich):
         assert text.count(said) == 2  # a table for each scenario
 
 
-def test_a_study_that_does_not_say_its_settings_has_a_page_without(tmp_path):
+def test_a_study_that_does_not_say_its_settings_has_a_page_without(tmp_path, words_only):
     folder = make_study(tmp_path / "s", seeds=2, num_clients=4, rounds=2, methods=("fedavg",))
     edit(folder, lambda info: [method.pop("settings") for method in info["design"]["methods"]])
     assert "Settings in full" not in page_of(folder).text
@@ -400,7 +400,7 @@ def dots(drawing, label):
     ]
 
 
-def test_where_partitions_are_crossed_seeds_are_what_is_shown(tmp_path):
+def test_where_partitions_are_crossed_seeds_are_what_is_shown(tmp_path, words_only):
     missing = [("mnist_shards", "afl", 3)]
     folder = make_study(
         tmp_path / "s", methods=("fedavg", "afl"), seeds=5, partitions=3, num_clients=6, rounds=2, missing=missing,
