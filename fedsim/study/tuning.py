@@ -95,6 +95,8 @@ def plan(design: Design) -> Plan | None:
         for method in design.methods:
             scenario, grid = base.with_method(method, design.pairs[0]), grids[method.label]
             axes = {key: [_absolute(scenario, key, value) for value in values] for key, values in grid.items()}
+            corner = {key: values[0] for key, values in axes.items()}
+            base.with_method(method, design.pairs[0], assignments(corner))  # a mistake in a key that no trial sets
             shared = [
                 key for key in settings.grid if key in axes and key not in settings.own.get(method.strategy, {})
             ]
