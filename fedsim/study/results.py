@@ -119,7 +119,8 @@ def _settings(design: Design, base: Base, method: Method, found: Sequence[Gather
     tables = {label: _flat_table(run.resolved) for label, run in of_label.items()}
     mine = tables.get(method.label, {})
     theirs = tables.get(design.settings.reference, {})
-    always = ("client.lr", "server.lr", "server.lr_decay")
+    tuned = design.settings.tune.grid if design.settings.tune is not None else ()
+    always = ("client.lr", "server.lr", "server.lr_decay", *tuned)
     return {
         key: value
         for key, value in mine.items()
@@ -314,8 +315,10 @@ def _tuning(plan: tuning.Plan | None, folder: Path) -> Record | None:
 def _means(results: Sequence[Record], scenario: str, metric: str) -> dict[str, float]:
     """Return the means of the methods that have all the runs that any has: others' are of other pairs."""
     entries = [e for e in results if (e["scenario"], e["metric"]) == (scenario, metric)]
-    most = max((entry["n"] for entry in entries), default=0)
-    return {entry["method"]: entry["mean"] for entry in entries if entry["n"] == most > 0}
+    there = {e["method"]: {i for i, value in enumerate(e["values"]) if not math.isnan(value)} for e in entries}
+    every = set().union(*there.values())
+    whole = [entry for entry in entries if there[entry["method"]] == every and not math.isnan(entry["mean"])]
+    return {entry["method"]: entry["mean"] for entry in whole}
 
 
 def _ranks(design: Design, results: Sequence[Record]) -> list[Record]:
