@@ -36,6 +36,7 @@ from fedsim.study.folder import (
 from fedsim.study.perform import Order, Outcome, Together, perform
 from fedsim.study.results import gathered
 from fedsim.study.screen import Standing, headline, progress, say, tables
+from fedsim.study.words import name_of
 from fedsim.study_report import write_study_report
 
 Parallel = Literal["runs", "clients"]
@@ -316,11 +317,7 @@ def raise_for(found: Mapping[str, Any], folder: Path) -> None:
     failed = [run for run in found.get("runs", ()) if run["status"] != "finished"]
     if not failed:
         return
-    lines = [
-        f"{run['scenario']}, {run['method']}, seed {run['seed']}: {run['error'] or 'not made'} "
-        f"({folder / run['folder']})"
-        for run in failed[:10]
-    ]
+    lines = [f"{name_of(run)}: {run['error'] or 'not made'} ({folder / run['folder']})" for run in failed[:10]]
     more = [f"and {len(failed) - 10} more, see {folder / RESULTS}"] if len(failed) > 10 else []
     raise RoundError("\n  ".join([f"{len(failed)} of {len(found['runs'])} runs failed", *lines, *more]))
 

@@ -35,6 +35,12 @@ def amount(metric: str, difference: float) -> str:
     return f"{100 * difference:+.1f} points" if metric in LEVELS or metric == "std" else f"{difference:+.3g}"
 
 
+def name_of(run: Record) -> str:
+    """Return what an entry of "runs" is called."""
+    drawn = "" if run["partition"] is None else f", partition {run['partition']}"
+    return f"{run['scenario']}, {run['method']}, seed {run['seed']}{drawn}"
+
+
 def spoken(metric: str) -> str:
     """Return a measure as in a sentence.
 
@@ -138,7 +144,7 @@ def _missing(study: Record) -> Iterator[str]:
     ):
         runs = [run for run in study["runs"] if run["status"] == status]
         if runs:
-            some = "; ".join(f"{run['scenario']}, {run['method']}, seed {run['seed']}" for run in runs[:5])
+            some = "; ".join(name_of(run) for run in runs[:5])
             more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""
             yield f"{len(runs)} of {len(study['runs'])} runs {what}: {some}{more}."
 
@@ -163,8 +169,8 @@ def _versions(study: Record) -> Iterator[str]:
     if resumed:
         first = resumed[0]
         yield (
-            f"{len(resumed)} runs went on with other versions than they began with: {first['scenario']}, "
-            f"{first['method']}, seed {first['seed']}: {first['notes'][0]}"
+            f"{len(resumed)} runs went on with other versions than they began with: {name_of(first)}: "
+            f"{first['notes'][0]}"
         )
 
 
