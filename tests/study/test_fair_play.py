@@ -141,7 +141,10 @@ class TestTampered:
         assert entry(found, OURS, "mean")["values"] == values
         assert entry(found, OURS, "mean")["difference"]["n"] == len(SEEDS) - 1
         assert entry(found, "twin", "mean")["difference"]["n"] == len(SEEDS)
-        assert any("1 of 24 runs are not compared: small, qfedavg[q=0.5], seed 1." in w for w in found["warnings"])
+        assert any(
+            "1 of 24 runs are not compared: small, qfedavg[q=0.5], seed 1, partition 5." in w
+            for w in found["warnings"]
+        )
         assert victim["folder"] == bad[0]["folder"]
 
 

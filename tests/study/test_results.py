@@ -459,7 +459,8 @@ class TestWords:
         first["notes"] = ["Resumed at round 2 with another torch (1 -> 2): bits may differ."]
         (line,) = [w for w in warnings({**study, "runs": runs}) if "went on with other versions" in w]
         assert line.startswith("1 runs went on")
-        assert f"{first['method']}, seed {first['seed']}: Resumed at round 2 with another torch" in line
+        named = f"{first['method']}, seed {first['seed']}, partition {first['partition']}"
+        assert f"{named}: Resumed at round 2 with another torch" in line
 
     def test_runs_that_ended_worse_than_they_began_are_said(self, study: dict[str, Any]) -> None:
         assert not any("than the untrained model has" in line for line in warnings(study))
