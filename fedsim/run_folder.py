@@ -182,7 +182,7 @@ class RunFolder:
         summary = self._summary(status, model)
         if error is not None:
             summary["error"] = error
-        files.replace(self.path / "summary.json", json.dumps(_plain(summary), indent=2))
+        files.replace(self.path / "summary.json", json.dumps(files.jsonable(summary), indent=2))
         self.summary = summary
         return summary
 
@@ -425,17 +425,6 @@ def _measures(values: NDArray[Any], sizes: NDArray[Any], *, higher_is_better: bo
 def _mean(values: NDArray[np.float64]) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON-able data: numbers that JSON has no word for become null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:

@@ -95,7 +95,7 @@ def compare(
             raise
         finally:
             found = _leave(design, folder, runs or design.runs(chosen), plan, command, status)
-            if found is not None:
+            if found is not None and (folder / "study.html").exists():
                 say(console, f"report: {folder / 'study.html'}")
             if status == "interrupted":
                 say(console, f"go on with: python run_sim.py resume {folder}")

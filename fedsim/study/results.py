@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim import plugins, statistics
+from fedsim import files, plugins, statistics
 from fedsim.environment import versions
 from fedsim.errors import ScenarioError
 from fedsim.fairness import CONVENTIONS, better
@@ -81,7 +81,7 @@ def gathered(
         "environment": versions(),
     }
     study["words"], study["warnings"] = words(study), warnings(study)
-    plain: Record = _without_nan(study)
+    plain: Record = files.jsonable(study)
     return plain
 
 
@@ -360,14 +360,3 @@ def _pareto(design: Design, results: Sequence[Record]) -> list[Record]:
             on_it = [label for label, is_on in zip(labels, front, strict=True) if is_on]
             found.append({"scenario": base.name, "x": x, "y": y, "methods": on_it})
     return found
-
-
-def _without_nan(value: Any) -> Any:
-    """Return JSON-able data: what is no number becomes null."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
