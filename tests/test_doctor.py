@@ -267,7 +267,10 @@ class TestMachine:
         finding = only(machine.flower_home())
         assert (finding.level, "cannot be written" in finding.found) == ("warn", True)
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="an administrator may write everywhere")
+    @pytest.mark.skipif(
+        os.geteuid() == 0,
+        reason="skipped: this user is root, whom a read-only folder does not stop, so nothing is there to be found",
+    )
     def test_a_read_only_flower_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tmp_path.chmod(0o500)
         monkeypatch.setenv("FLWR_HOME", str(tmp_path))

@@ -279,7 +279,10 @@ print((private() - before) / 100_000)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is counted as Linux does")
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(),
+    reason="skipped: a process's private memory is read from /proc/self/smaps_rollup, which only Linux has",
+)
 def test_a_registered_client_takes_less_than_two_kilobytes() -> None:
     done = subprocess.run([sys.executable, "-c", MEASURE], cwd=HOME, capture_output=True, text=True, check=True)
     # 50 indices of four bytes, two offsets and two sizes, and what of its counts compression leaves.

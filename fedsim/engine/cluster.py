@@ -7,12 +7,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 
 from fedsim.errors import EngineError
 
@@ -49,6 +50,23 @@ def actor_class(worker: type, settings: EngineSettings) -> Any:
     if settings.address is not None:  # a Ray that others started has their environment
         options["runtime_env"] = {"env_vars": _worker_env(settings)}
     return ray.remote(**options)(worker)
+
+
+@contextmanager
+def starting(close: Callable[[], None]) -> Iterator[None]:
+    """Start workers inside the block; if that fails, `close` ends what there is.
+
+    Raises:
+        EngineError: Ray could not start them.
+    """
+    try:
+        yield
+    except RayError as error:
+        close()
+        raise EngineError(f"engine: the Ray workers cannot start: {cause_of(error)}") from error
+    except BaseException:
+        close()
+        raise
 
 
 def keep_to(threads: int, share: float) -> None:

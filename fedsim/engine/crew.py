@@ -25,7 +25,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fedsim.engine.board import PAGE, Board, Probe
-from fedsim.engine.cluster import actor_class, cause_of, count_workers, start_ray
+from fedsim.engine.cluster import actor_class, cause_of, count_workers, start_ray, starting
 from fedsim.engine.desk import IDLE
 from fedsim.engine.jobs import Answered, Died, Done, Job, Member
 from fedsim.engine.local import check_device
@@ -107,7 +107,7 @@ class RayCrew:
         self.members: list[Member] = []
         self._probe: Probe
         self._exits = contextlib.ExitStack()
-        try:
+        with starting(self.close):
             num_workers = count_workers(settings)
             self._open(num_workers)
             self._shared = ray.put(app)
@@ -117,12 +117,6 @@ class RayCrew:
                 self.members.append(place)
                 self._launch(place)
             self._gather()
-        except RayError as error:
-            self.close()
-            raise EngineError(f"engine: the Ray workers cannot start: {cause_of(error)}") from error
-        except BaseException:
-            self.close()
-            raise
 
     def send(self, member: Member, job: Job, task: Task) -> None:
         """Send a job on its way."""

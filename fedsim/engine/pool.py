@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from fedsim.engine.cluster import actor_class, cause_of, count_workers, keep_to, start_ray
+from fedsim.engine.cluster import actor_class, cause_of, count_workers, keep_to, start_ray, starting
 from fedsim.engine.local import check_device
-from fedsim.errors import EngineError
 
 if TYPE_CHECKING:
     from fedsim.settings import EngineSettings
@@ -109,17 +108,11 @@ class RayPool:
         self._own_ray = not ray.is_initialized()
         if self._own_ray:
             start_ray(settings)
-        try:
+        with starting(self.close):
             self._settings, self._work = settings, work
             self.num_workers = min(count_workers(settings), most)
             self._actor = actor_class(_Worker, settings)
             self._idle.extend(self._hired() for _ in range(self.num_workers))
-        except RayError as error:
-            self.close()
-            raise EngineError(f"engine: the Ray workers cannot start: {cause_of(error)}") from error
-        except BaseException:
-            self.close()
-            raise
 
     def run(
         self, orders: Sequence[Order], tell: Callable[[Said[Order]], None]

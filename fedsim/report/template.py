@@ -56,6 +56,45 @@ PAIRS = """\
 """
 """A macro: a table of names and values."""
 
+
+def head(what: str, style: str = "") -> str:
+    """Return the beginning of a page, as far as its facts; it takes `title` and `facts`, (name, value) each.
+
+    Args:
+        what: What the page says of its title.
+        style: Rules of its own.
+    """
+    return (
+        """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}: """
+        + what
+        + """</title>
+<style>
+"""
+        + STYLE
+        + style
+        + """\
+</style>
+</head>
+<body>
+<header>
+<h1>{{ title }}</h1>
+<ul class="facts">
+{% for name, value in facts %}
+<li>{{ name }} <b>{{ value }}</b></li>
+{% endfor %}
+</ul>
+</header>
+<main>
+"""
+    )
+
+
 TEMPLATE = (
     """\
 {% macro figure(name, caption) %}
@@ -71,28 +110,9 @@ TEMPLATE = (
 """
     + PAIRS
     + """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}: who the model serves</title>
-<style>
 """
-    + STYLE
+    + head("who the model serves")
     + """\
-</style>
-</head>
-<body>
-<header>
-<h1>{{ title }}</h1>
-<ul class="facts">
-{% for name, value in facts %}
-<li>{{ name }} <b>{{ value }}</b></li>
-{% endfor %}
-</ul>
-</header>
-<main>
 {% if status != "finished" %}
 <div class="note" role="note"><b>This run {{ "failed" if status == "failed" else "was interrupted" }}.</b>{% if error %} {{ error }}.{% endif %}
 {% if last_evaluated is not none %}Everything below is about round {{ last_evaluated }}, the last one evaluated.{% else %}No round was evaluated.{% endif %}

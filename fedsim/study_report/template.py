@@ -1,6 +1,6 @@
 """The page of a study, as a jinja2 template. A Python file, because a Flower bundle carries no other kind."""
 
-from fedsim.report.template import PAIRS, STYLE
+from fedsim.report.template import PAIRS, head
 
 _STYLE = """\
 h3 { margin: 1.9rem 0 .5rem; font-size: 1.05rem; }
@@ -54,29 +54,9 @@ TEMPLATE = (
 """
     + PAIRS
     + """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}: a comparison of methods</title>
-<style>
 """
-    + STYLE
-    + _STYLE
+    + head("a comparison of methods", _STYLE)
     + """\
-</style>
-</head>
-<body>
-<header>
-<h1>{{ title }}</h1>
-<ul class="facts">
-{% for name, value in facts %}
-<li>{{ name }} <b>{{ value }}</b></li>
-{% endfor %}
-</ul>
-</header>
-<main>
 {% if status != "finished" %}
 <div class="note" role="note"><b>{{ "Some runs of this study failed" if status == "failed" else "This study is not finished" }}.</b> {{ unfinished }}</div>
 {% endif %}

@@ -15,6 +15,7 @@ import torch
 from fedsim.engine.pool import Finished, LocalPool, Lost, RayPool, Said
 from fedsim.errors import EngineError
 from fedsim.settings import EngineSettings
+from tests.processes import gone
 
 Order = dict[str, Any]
 
@@ -45,18 +46,6 @@ def _appears(path: Path) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(str(path))
         time.sleep(0.01)
-
-
-def _gone(pid: int) -> bool:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def nobody(said: Said[Order]) -> None:
@@ -174,7 +163,7 @@ class TestRay:
             next(events)
         (pid,) = [int(path.name) for path in _present(tmp_path)]
         opened.close()
-        assert _gone(pid)
+        assert gone(pid, 30.0)
         assert ray.is_initialized()
 
 

@@ -25,6 +25,7 @@ from fedsim.errors import ClientError
 from tests.engine.fakes import FakeApp, content
 from tests.faults.apps import Fault, Faulty, Wide
 from tests.faults.studies import ROUNDS, SAMPLED, Left, Study, culprits, same, turns
+from tests.processes import gone
 
 pytestmark = pytest.mark.slow
 
@@ -46,19 +47,6 @@ def study() -> Study:
 
 def pids(grid: Any) -> list[int]:
     return [worker.pid for worker in grid.usage().workers]
-
-
-def gone(pid: int, seconds: float = 15.0) -> bool:
-    """Whether a process ends soon; one that nobody has buried yet has ended."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def settled(grid: Any) -> list[int]:

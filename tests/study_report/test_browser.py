@@ -53,7 +53,7 @@ def unavailable(reason):
     """Skip, or fail where a browser was promised."""
     if os.environ.get("FEDSIM_BROWSER") == "1":
         pytest.fail(f"FEDSIM_BROWSER=1, and {reason}", pytrace=False)
-    pytest.skip(f"{reason}; FEDSIM_BROWSER=1 makes this a failure")
+    pytest.skip(f"skipped: the page cannot be opened, {reason}; FEDSIM_BROWSER=1 makes this a failure")
 
 
 @pytest.fixture(scope="module")
