@@ -22,7 +22,7 @@ from fedsim.engine.local import LocalGrid
 from fedsim.errors import ClientError, ScenarioError
 from fedsim.settings import EngineSettings
 from fedsim.wire import pack_request, unpack_arrays, unpack_state
-from tests.clients.test_methods import (
+from tests.clients.methods import (
     NUM_CLIENTS,
     PER_ROUND,
     Study,

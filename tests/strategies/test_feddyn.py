@@ -15,7 +15,7 @@ from fedsim.errors import ScenarioError
 from fedsim.settings import ClientSettings
 from strategies.rules.fedavg import FedAvg
 from strategies.rules.feddyn import FedDyn
-from tests.clients.test_methods import (
+from tests.clients.methods import (
     NUM_CLIENTS,
     PER_ROUND,
     Study,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedsim.engine.flower import give_id, set_identity
+from fedsim.engine.flower import give_id
 from fedsim.engine.local import LocalGrid
 from fedsim.wire import pack_arrays, unpack_arrays
 from strategies.flower import RuleStrategy
@@ -194,10 +194,6 @@ def rounds_for(rule: AnyRule) -> int:
 
 class TestAgainstFlower:
     """The same clients for Flower's strategies and for ours, each from its own weights, some of them a round."""
-
-    @pytest.fixture(autouse=True)
-    def _identity(self) -> None:
-        set_identity()
 
     @staticmethod
     def taking_part(server_round: int) -> list[int]:

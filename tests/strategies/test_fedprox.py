@@ -17,8 +17,7 @@ from fedsim.parameters import FlatNetwork
 from fedsim.settings import ClientSettings
 from strategies.rules.fedavg import FedAvg
 from strategies.rules.fedprox import FedProx
-from tests.clients.one import fit_one
-from tests.clients.test_methods import (
+from tests.clients.methods import (
     CPU,
     Linear,
     Study,
@@ -31,6 +30,7 @@ from tests.clients.test_methods import (
     train_in_float64,
     vector,
 )
+from tests.clients.one import fit_one
 
 SHARDS = [shard(count, seed) for seed, count in enumerate((20, 13, 40, 31), start=10)]
 COHORTS = [(0, 2), (1, 2, 3), (0,), (0, 1, 2, 3), (1, 3)]

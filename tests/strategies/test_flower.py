@@ -8,74 +8,32 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import Strategy
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 import strategies
 import strategies.seeded
-from fedsim import plugins
-from fedsim.engine.flower import error_reply, give_id, set_identity
+from fedsim.engine.flower import give_id
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import ClientError, RoundError
 from fedsim.wire import pack_arrays, unpack_arrays
 from strategies.flower import RuleStrategy
-from strategies.rules import AnyRule, Cohort, Direction, MemoryRule, Rule
+from strategies.rules import AnyRule, Cohort, Direction, Rule
 from strategies.rules.adafed import AdaFed
-from strategies.rules.afl import AFL
 from strategies.rules.dqnfed import DQNFed
 from strategies.rules.fedavg import FedAvg
 from tests.engine.fakes import FakeApp
-
-WEIGHTS = {"w": np.array([1.0, 2.0, 3.0], np.float32), "b": np.array([4.0], np.float32)}
-NUM_PARAMETERS = 4
-
-
-@pytest.fixture(autouse=True)
-def _identity() -> None:
-    set_identity()
-
-
-def grid_of(num_clients: int = 5) -> LocalGrid:
-    return LocalGrid(FakeApp(num_clients))
-
-
-def numbers(client: int, **others: float) -> dict[str, float]:
-    return {"client": client, "num-examples": 10 * (client + 1), "loss": 1.0 + client, "rate": 0.5, **others}
-
-
-def answer(message: Message, update: Any = None, metrics: dict[str, float] | None = None) -> Message:
-    """What a good client sends, or something else."""
-    client = message.metadata.dst_node_id - 1
-    vector = np.full(NUM_PARAMETERS, client + 1.0, np.float32) if update is None else np.asarray(update, np.float32)
-    found = numbers(client) if metrics is None else metrics
-    records = {"update": pack_arrays({"update": vector}), "metrics": MetricRecord(found)}  # type: ignore[arg-type]
-    give_id(message)
-    return Message(RecordDict(records), reply_to=message)  # type: ignore[arg-type]
-
-
-def round_of(
-    strategy: RuleStrategy, bad: dict[int, Any] | None = None, server_round: int = 1, num_clients: int = 5
-) -> ArrayRecord:
-    """One round of training in which the clients in `bad` send what that function makes of the message."""
-    messages = list(
-        strategy.configure_train(server_round, pack_arrays(WEIGHTS), ConfigRecord(), grid_of(num_clients))
-    )
-    replies = []
-    for message in messages:
-        give_id(message)
-        make = (bad or {}).get(message.metadata.dst_node_id - 1, answer)
-        replies.append(make(message))
-    arrays, metrics = strategy.aggregate_train(server_round, replies)
-    assert arrays is not None
-    assert isinstance(metrics, MetricRecord)
-    return arrays
-
-
-def flat(arrays: ArrayRecord) -> np.ndarray:
-    return np.concatenate([array.reshape(-1) for array in unpack_arrays(arrays).values()])
-
-
-START = flat(pack_arrays(WEIGHTS))
+from tests.strategies.replies import (
+    BAD,
+    NUM_PARAMETERS,
+    START,
+    WEIGHTS,
+    answer,
+    flat,
+    grid_of,
+    numbers,
+    round_of,
+    with_metrics,
+)
 
 
 class TestSampling:
@@ -201,45 +159,6 @@ class TestStep:
             round_of(strategy, dict.fromkeys(range(5), large))
 
 
-def with_metrics(**changes: float | None) -> Any:
-    def make(message: Message) -> Message:
-        found = {**numbers(message.metadata.dst_node_id - 1), **changes}
-        return answer(message, metrics={name: value for name, value in found.items() if value is not None})
-
-    return make
-
-
-def with_records(make: Any) -> Any:
-    def reply(message: Message) -> Message:
-        metrics = MetricRecord(numbers(message.metadata.dst_node_id - 1))  # type: ignore[arg-type]
-        return Message(RecordDict({"metrics": metrics, **make()}), reply_to=message)
-
-    return reply
-
-
-BAD = {
-    "an update with NaN": (lambda m: answer(m, [1, math.nan, 1, 1]), "its update is not finite"),
-    "an update with inf": (lambda m: answer(m, [1, 1, math.inf, 1]), "its update is not finite"),
-    "an update of another length": (lambda m: answer(m, [1, 1, 1]), r"must have shape \[4\], got \[3\]"),
-    "weights of another network": (
-        with_records(lambda: {"arrays": pack_arrays({"w": np.zeros(3), "c": np.zeros(1)})}),
-        r"missing \['b'\], unexpected \['c'\]",
-    ),
-    "weights of another shape": (
-        with_records(lambda: {"arrays": pack_arrays({"w": np.zeros(2), "b": np.zeros(1)})}),
-        r"w must have shape \[3\], got \[2\]",
-    ),
-    "no arrays": (with_records(dict), "one array record, got 0"),
-    "no loss": (with_metrics(loss=None), 'it sent no "loss", which .* needs; it sent client, num-examples, rate'),
-    "no size": (with_metrics(**{"num-examples": None}), 'it sent no "num-examples"'),
-    "a negative loss": (with_metrics(loss=-0.5), "its loss must be finite and not negative, got -0.5"),
-    "a loss that is NaN": (with_metrics(loss=math.nan), "its loss must be finite"),
-    "a loss that is infinite": (with_metrics(loss=math.inf), "its loss must be finite"),
-    "a negative size": (with_metrics(**{"num-examples": -3}), "its num-examples must be finite and not negative"),
-    "an error": (lambda m: error_reply("RuntimeError: out of memory", reply_to=m), "RuntimeError: out of memory"),
-}
-
-
 class NeedsLoss(Rule):
     """The plain mean; refuses updates that are not finite as every rule does."""
 
@@ -355,111 +274,3 @@ class TestEvaluation:
         means = tolerant.aggregate_evaluate(2, self.replies(tolerant, bad))
         assert means is not None
         assert means["test_loss"] == pytest.approx(2 * 30 / 40)
-
-
-class Counting(MemoryRule):
-    def initial_memory(self) -> dict[str, Any]:
-        return {"count": 0}
-
-    def direction(self, cohort: Cohort, memory: dict[str, Any]) -> tuple[Direction, dict[str, Any]]:
-        vector = cohort.combine(cohort.weights)
-        return Direction(vector, cohort.weights), {"count": memory["count"] + 1}
-
-
-class TestMemory:
-    def test_it_is_handed_from_round_to_round(self) -> None:
-        strategy = RuleStrategy(Counting())
-        for number in (1, 2, 3):
-            round_of(strategy, server_round=number)
-            assert strategy.memory == {"count": number}
-
-    def test_a_rule_without_memory_has_none(self) -> None:
-        strategy = RuleStrategy(FedAvg())
-        round_of(strategy)
-        assert strategy.memory == {}
-
-    def test_a_client_left_out_does_not_count_the_round_twice(self) -> None:
-        strategy = RuleStrategy(Counting(), max_failures=1)
-        round_of(strategy, {2: BAD["an update with NaN"][0]})
-        assert strategy.memory == {"count": 1}
-
-    @pytest.mark.parametrize("kind", ["an update with NaN", "an error"])
-    def test_a_round_that_fails_changes_nothing(self, kind: str) -> None:
-        strategy = RuleStrategy(Counting())
-        round_of(strategy)
-        last = strategy.last
-        with pytest.raises(ClientError):
-            round_of(strategy, {2: BAD[kind][0]}, server_round=2)
-        assert strategy.memory == {"count": 1}
-        assert strategy.last is last
-
-    def test_a_step_that_cannot_be_taken_changes_nothing(self) -> None:
-        strategy = RuleStrategy(Counting(), server_lr=1e39)
-        with pytest.raises(RoundError):
-            round_of(strategy)
-        assert strategy.memory == {"count": 0}
-
-
-class TestReadyMadeStrategies:
-    def test_every_rule_is_a_strategy_of_its_name(self) -> None:
-        found = {
-            name: plugins.find("strategies.rules", name, AnyRule) for name in plugins.names("strategies.rules")
-        }
-        assert set(dir(strategies)) == {rule.__name__ for rule in found.values()}
-        for rule in found.values():
-            made = getattr(strategies, rule.__name__)
-            assert issubclass(made, Strategy)
-            assert made.__doc__
-
-    def test_options_go_where_they_belong(self) -> None:
-        strategy = strategies.AdaFed(gamma=0.5, server_lr=0.7, clients_per_round=3)
-        assert strategy.rule == AdaFed(gamma=0.5)
-        assert (strategy.server_lr, strategy.clients_per_round) == (0.7, 3)
-        assert len(flat(round_of(strategy))) == NUM_PARAMETERS
-
-    def test_what_is_wrong_is_refused(self) -> None:
-        with pytest.raises(
-            AttributeError, match=r'no strategy AdaFled; did you mean "AdaFed"\? there are .*SCAFFOLD'
-        ):
-            _ = strategies.AdaFled
-        with pytest.raises(TypeError, match="gama"):
-            strategies.AdaFed(gama=0.5)
-        with pytest.raises(ValueError, match="gamma"):
-            strategies.AdaFed(gamma=-1)
-
-
-class TestNodesThatSendNoClientNumber:
-    """A SuperLink draws 64-bit node ids, and somebody's own app need not number its clients."""
-
-    NODES = (2**62 + 5, 2**61, 2**63 - 1, 2**40)
-
-    def round(self, strategy: RuleStrategy, server_round: int, *, numbered: bool) -> None:
-        class Nodes(LocalGrid):
-            def get_node_ids(self) -> list[int]:
-                return list(TestNodesThatSendNoClientNumber.NODES)
-
-        grid = Nodes(FakeApp(2))
-        replies = []
-        for message in strategy.configure_train(server_round, pack_arrays(WEIGHTS), ConfigRecord(), grid):
-            place = sorted(self.NODES).index(message.metadata.dst_node_id)
-            metrics = numbers(place, loss=0.5 + place)
-            if not numbered:
-                del metrics["client"]
-            replies.append(answer(message, np.full(NUM_PARAMETERS, place + 1.0), metrics))
-        strategy.aggregate_train(server_round, replies[::-1])
-
-    def test_memories_are_kept_by_node_as_they_would_be_by_number(self) -> None:
-        with_numbers, without = (RuleStrategy(AFL(lambda_lr=0.1)) for _ in range(2))
-        for server_round in (1, 2, 3):
-            self.round(with_numbers, server_round, numbered=True)
-            self.round(without, server_round, numbered=False)
-        assert set(without.memory["lambda"]) == set(self.NODES)
-        assert list(without.last.weights.values()) == list(with_numbers.last.weights.values())
-        assert len(set(without.last.weights.values())) > 1
-
-    def test_two_nodes_that_say_they_are_one_client_are_refused(self) -> None:
-        def twin(message: Message) -> Message:
-            return answer(message, metrics=numbers(1))
-
-        with pytest.raises(RoundError, match="client 1 twice"):
-            round_of(RuleStrategy(FedAvg()), {3: twin})

@@ -11,7 +11,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from fedsim import wire
-from fedsim.engine.flower import set_identity
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import ClientError
 from fedsim.wire import Block, pack_arrays, unpack_arrays
@@ -92,11 +91,6 @@ class Halving(Rule):
 
         search = Search((8.0, 4.0, 2.0, 1.0, 0.5), accepts, lambda trials: self._least(trials))
         return Direction(cohort.combine(cohort.weights), cohort.weights, {"hello": 1.0}, search)
-
-
-@pytest.fixture(autouse=True)
-def _identity() -> None:
-    set_identity()
 
 
 def step(app: Quadratics, rule: Halving, theta: float = 10.0, **options: Any) -> tuple[float, RuleStrategy]:

@@ -20,7 +20,7 @@ from fedsim.settings import ClientSettings
 from strategies.rules import Cohort
 from strategies.rules.fedavg import FedAvg
 from strategies.rules.scaffold import SCAFFOLD
-from tests.clients.test_methods import (
+from tests.clients.methods import (
     LR,
     NUM_CLIENTS,
     PER_ROUND,

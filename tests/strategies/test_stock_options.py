@@ -19,7 +19,7 @@ from fedsim.errors import ScenarioError
 from fedsim.scenario import Scenario
 from strategies import stock_options
 from strategies.stock_options import StockOptions
-from tests.strategies.test_stock import ADAPTIVE, FIXED, NAMED
+from tests.strategies.stock_studies import ADAPTIVE, FIXED, NAMED
 from tests.test_scenario import SMALL, problems_of, write
 
 HOME = Path(__file__).resolve().parents[2]
