@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from fedsim.engine import open_grid
 from fedsim.engine.base import BlockGrid
 from fedsim.engine.states import States
 from fedsim.errors import DataError, FedSimError
-from fedsim.federation import Federation
 from fedsim.interrupt import heed
 from fedsim.lock import RunLock
 from fedsim.resume import Saved, states_folder
-from fedsim.rounds import Callback, Round
+from fedsim.rounds import Round
 from fedsim.scenario import Scenario
 from fedsim.server_app import build_federation, conduct
+from fedsim.settings import EngineSettings
 from fedsim.study.folder import is_finished, note_failure
 
 NEWS_S = 0.5
@@ -78,6 +78,7 @@ class Together:
 
     def __init__(self) -> None:
         self._grid: Any = None
+        self._settings: EngineSettings | None = None
 
     def perform(self, order: Order, tell: Callable[[int], None]) -> Outcome:
         """Carry out a run; see `perform`."""
@@ -91,14 +92,14 @@ class Together:
 
     def _opened(self, app: LocalApp, folder: Path) -> BlockGrid:
         settings = app.scenario.engine
-        if self._grid is None:
+        # A run of few clients has no more workers than those, whatever was asked for.
+        enough = min(settings.workers or 0, app.num_clients)
+        if self._grid is not None and self._settings == settings and self._grid.num_workers >= enough:
+            self._grid.change(app, States(states_folder(folder)))
+        else:
+            self.close()
             self._grid = open_grid(app, settings, states_folder(folder))
             self._settings = settings
-        elif self._settings != settings or not hasattr(self._grid, "change"):
-            self.close()
-            return self._opened(app, folder)
-        else:
-            self._grid.change(app, States(states_folder(folder)))
         return _Lent(self._grid)  # type: ignore[return-value]
 
 
@@ -136,7 +137,17 @@ def _carried_out(
                     saved.refuse_other_data(scenario, federation)
                 app = LocalApp(scenario, federation, "cuda" if scenario.engine.gpus_per_worker > 0 else "cpu")
                 app.check()
-                _run(app, federation, opened(app, folder), folder, [news, heed], lock, saved)
+                with opened(app, folder) as grid:
+                    conduct(
+                        app.scenario,
+                        federation,
+                        grid,
+                        folder,
+                        callbacks=[news, heed],
+                        lock=lock,
+                        saved=saved,
+                        report=False,
+                    )
             except Exception as error:  # also a mistake in a rule: the other methods are not to suffer from it
                 if not isinstance(error, FedSimError):
                     log.exception("%s", order.name)
@@ -146,19 +157,6 @@ def _carried_out(
     except FedSimError as error:  # somebody else writes the folder
         return Outcome("failed", str(error))
     return Outcome("finished")
-
-
-def _run(
-    app: LocalApp,
-    federation: Federation,
-    opened: Any,
-    folder: Path,
-    callbacks: Sequence[Callback],
-    lock: RunLock,
-    saved: Saved | None,
-) -> None:
-    with opened as grid:
-        conduct(app.scenario, federation, grid, folder, callbacks=callbacks, lock=lock, saved=saved, report=False)
 
 
 def _where_it_stands(order: Order, folder: Path) -> tuple[Scenario, Saved | None]:
